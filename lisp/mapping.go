@@ -1,7 +1,9 @@
 package lisp
 
 import (
+	"fmt"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -36,29 +38,40 @@ const (
 	ActDrop             Action = 3 // Drop/No-Reason
 	ActDropPolicyDenied Action = 4 // Drop/Policy-Denied
 	ActDropAuthFailure  Action = 5 // Drop/Auth-Failure
+
+	maxAction Action = 7 // three bits travel
 )
 
-// String is the RFC's name.
+var actionNames = [...]string{
+	ActNone:             "no-action",
+	ActNativelyForward:  "natively-forward",
+	ActSendMapRequest:   "send-map-request",
+	ActDrop:             "drop",
+	ActDropPolicyDenied: "drop/policy-denied",
+	ActDropAuthFailure:  "drop/auth-failure",
+}
+
+// String is the RFC's name; "reserved-6" and "reserved-7" have none.
 func (a Action) String() string {
-	switch a {
-	case ActNone:
-		return "no-action"
-	case ActNativelyForward:
-		return "natively-forward"
-	case ActSendMapRequest:
-		return "send-map-request"
-	case ActDrop:
-		return "drop"
-	case ActDropPolicyDenied:
-		return "drop/policy-denied"
-	case ActDropAuthFailure:
-		return "drop/auth-failure"
+	if int(a) < len(actionNames) {
+		return actionNames[a]
 	}
-	return "reserved"
+	return "reserved-" + strconv.Itoa(int(a))
 }
 
 // MarshalText is [Action.String].
 func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText reads what [Action.MarshalText] writes.
+func (a *Action) UnmarshalText(b []byte) error {
+	for v := range maxAction + 1 {
+		if v.String() == string(b) {
+			*a = v
+			return nil
+		}
+	}
+	return fmt.Errorf("action %q is unknown", b)
+}
 
 // Mapping binds an EID to its RLOCs: the noun that every part of tabi tells the next. It is what a
 // record on the wire says (RFC 9301 section 5.4) plus who registered it. A Mapping that was handed on

@@ -1,6 +1,9 @@
 package lisp
 
-import "net/netip"
+import (
+	"net/netip"
+	"strconv"
+)
 
 // Ports of LISP (RFC 9300 section 5, RFC 9301 section 5.1).
 const (
@@ -21,6 +24,24 @@ const (
 	TypeMapReferral  Type = 6
 	TypeECM          Type = 8
 )
+
+var typeNames = [16]string{
+	TypeMapRequest:   "map-request",
+	TypeMapReply:     "map-reply",
+	TypeMapRegister:  "map-register",
+	TypeMapNotify:    "map-notify",
+	TypeMapNotifyAck: "map-notify-ack",
+	TypeMapReferral:  "map-referral",
+	TypeECM:          "ecm",
+}
+
+// String is the RFC's name in lower case with hyphens, for logs and counters; "type-7" if there is none.
+func (t Type) String() string {
+	if int(t) < len(typeNames) && typeNames[t] != "" {
+		return typeNames[t]
+	}
+	return "type-" + strconv.Itoa(int(t))
+}
 
 // Message is a LISP control message: *MapRequest, *MapReply, *MapRegister, *MapNotify,
 // *MapNotifyAck or *ECM.
@@ -58,13 +79,14 @@ type RequestRecord struct {
 type MapReply struct {
 	Probe     bool // P
 	EchoNonce bool // E
-	Security  bool // S
+	Security  bool // S: AuthData follows the records
 	Nonce     uint64
 	Records   []Mapping
+	AuthData  []byte // of LISP-SEC (RFC 9303 section 6.2), not interpreted; travels if Security is set
 }
 
-// MapRegister registers mappings with a Map-Server (RFC 9301 section 5.6). KeyID, Algorithm and the
-// authentication data are set by [AppendSigned] and checked by [Verify].
+// MapRegister registers mappings with a Map-Server (RFC 9301 section 5.6). Auth is what was received,
+// checked by [Verify]; [AppendSigned] sends its own in its place.
 type MapRegister struct {
 	ProxyReply    bool // P: the Map-Server may answer in the ETR's place
 	Security      bool // S
@@ -105,11 +127,12 @@ type MapNotifyAck struct {
 // ECM is an Encapsulated Control Message (RFC 9301 section 5.8): a control message that travels inside
 // an IP and UDP header of its own.
 type ECM struct {
-	Security bool           // S
+	Security bool           // S: AuthData precedes the inner header
 	DDT      bool           // D (RFC 8111)
 	Source   netip.AddrPort // inner source: where a Map-Reply goes, with its port
 	Dest     netip.AddrPort // inner destination: the EID asked for, port 4342
 	Inner    []byte         // the inner control message
+	AuthData []byte         // of LISP-SEC (RFC 9303 section 6.1), not interpreted; travels if Security is set
 }
 
 // Type is TypeMapRequest.
