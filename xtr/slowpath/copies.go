@@ -1,0 +1,185 @@
+package slowpath
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/tabi-lisp/tabi/xtr/fib"
+)
+
+// copies are the last packets that a port was given.
+type copies struct {
+	wait   deque[numbered]
+	memory int
+	newest uint64 // highest number
+	seeded bool   // newest is known to its upper half
+}
+
+// numbered is a copy with its number on the port.
+type numbered struct {
+	f *frame
+	n uint64
+}
+
+func (c *copies) pop() numbered {
+	v := c.wait.popFront()
+	c.memory -= v.f.memory()
+	return v
+}
+
+func (c *copies) clear() {
+	for c.wait.len() > 0 {
+		c.pop().f.free()
+	}
+}
+
+// after returns how many copies have a number above read.
+func (c *copies) after(read uint64) (n int) {
+	for i := range c.wait.len() {
+		if c.wait.at(i).n > read {
+			n++
+		}
+	}
+	return n
+}
+
+// widen makes 64 bits of the lower 32 of a number, given one that is not 2^31 away from it.
+func widen(near uint64, n uint32) uint64 {
+	return near + uint64(int64(int32(n-uint32(near))))
+}
+
+func (s *SlowPath) serveCopy(f *frame) {
+	c := s.ports[f.up.Port]
+	if c == nil {
+		c = &copies{}
+		s.ports[f.up.Port] = c
+	}
+	if !c.seeded {
+		given, err := s.door.PortCounters(f.up.Port)
+		if err != nil {
+			s.counts.inc(doorErrors)
+		}
+		c.newest, c.seeded = given.Given, true
+		c.newest = widen(c.newest, f.up.Seq)
+	}
+	n := widen(c.newest, f.up.Seq)
+	c.newest = max(c.newest, n)
+	c.wait.pushBack(numbered{f, n})
+	c.memory += f.memory()
+	for c.wait.len() > s.cfg.CopyPackets || c.memory > s.cfg.CopyBytes {
+		c.pop().f.free()
+		s.counts.inc(copiesEvicted)
+	}
+}
+
+// Forget drops the copies of a port.
+func (s *SlowPath) Forget(port uint16) {
+	s.do(func(time.Time) {
+		if c := s.ports[port]; c != nil {
+			c.clear()
+			delete(s.ports, port)
+		}
+	})
+}
+
+// replayTime is how long a replay waits for copies that are on their way up.
+const replayTime = 3 * time.Millisecond
+
+// replay is a call of Replay that waits for copies.
+type replay struct {
+	hold   uint32
+	port   uint16
+	read   uint64
+	want   int // copies there should be
+	until  time.Time
+	answer chan int
+}
+
+// Replay puts the packets that a port was given and the VM never read at the head of a hold, marked as
+// replays, and returns how many. read is how many packets the VM has read: the interface's tx_packets,
+// and tx_dropped where the interface counts those apart. It waits up to 3 ms for copies that are still
+// on their way. It moves the copies: a second call finds only what came since.
+func (s *SlowPath) Replay(hold uint32, port uint16, read uint64) int {
+	r := &replay{hold: hold, port: port, read: read, answer: make(chan int, 1)}
+	if !s.do(func(now time.Time) { s.startReplay(r, now) }) {
+		return 0
+	}
+	select {
+	case n := <-r.answer:
+		return n
+	case <-s.ended:
+		return 0
+	}
+}
+
+func (s *SlowPath) startReplay(r *replay, now time.Time) {
+	s.reopen(r.hold, now)
+	given, err := s.door.PortCounters(r.port)
+	if err != nil {
+		s.counts.inc(doorErrors)
+	}
+	if given.Given > r.read {
+		r.want = int(min(given.Given-r.read, uint64(s.cfg.CopyPackets)))
+	}
+	r.until = now.Add(replayTime)
+	s.replays = append(s.replays, r)
+}
+
+// tryReplays answers the replays that have their copies or have waited long enough. It returns when
+// the next one has, or zero.
+func (s *SlowPath) tryReplays(now time.Time) (wake time.Time) {
+	s.replays = slices.DeleteFunc(s.replays, func(r *replay) bool {
+		c := s.ports[r.port]
+		have := 0
+		if c != nil {
+			have = c.after(r.read)
+		}
+		if have < r.want && now.Before(r.until) {
+			if wake.IsZero() || r.until.Before(wake) {
+				wake = r.until
+			}
+			return false
+		}
+		if have < r.want {
+			s.counts.add(replayMissing, uint64(r.want-have))
+		}
+		r.answer <- s.putReplays(r, c, now)
+		return true
+	})
+	return wake
+}
+
+// putReplays moves the copies to the head of the hold, in order.
+func (s *SlowPath) putReplays(r *replay, c *copies, now time.Time) int {
+	if c == nil {
+		return 0
+	}
+	var unread []numbered
+	for n := c.wait.len(); n > 0; n-- {
+		v := c.pop()
+		if v.n <= r.read {
+			v.f.free()
+			continue
+		}
+		unread = append(unread, v)
+	}
+	// Copies came by several queues, so they are in order only within each flow.
+	slices.SortStableFunc(unread, func(a, b numbered) int { return cmp.Compare(b.n, a.n) })
+	h := s.hold(r.hold, now)
+	for _, v := range unread {
+		f := v.f
+		f.up.Flags |= fib.UpReplay
+		f.up.Hold = uint16(r.hold)
+		h.wait.pushFront(f)
+		h.memory += f.memory()
+		s.held += f.memory()
+		h.stats.Bytes += uint64(len(f.packet()))
+		h.stats.Replayed += uint64(f.segs)
+		// They were never diverted. Saying that they will come keeps live packets behind them.
+		h.dropped -= uint64(f.segs)
+	}
+	s.tell(h)
+	s.counts.add(replayed, uint64(len(unread)))
+	return len(unread)
+}
