@@ -1,0 +1,197 @@
+// Package sinktest holds the conformance test that every [lisp.Sink] passes.
+package sinktest
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/tabi-lisp/tabi/lisp"
+)
+
+// Subject is a Sink under test.
+type Subject struct {
+	Sink lisp.Sink
+
+	// Content reads back what the Sink holds, in any order. If the Sink works behind Apply's back, Content
+	// waits until it is done.
+	Content func(t *testing.T) []lisp.Mapping
+
+	// Keep is what the Sink keeps of a mapping; nil means all of it. A Sink that has no place for, say, the
+	// Site-ID sets it to zero here.
+	Keep func(lisp.Mapping) lisp.Mapping
+}
+
+// Test runs the conformance test. start makes an empty Sink; it is called once for each subtest.
+func Test(t *testing.T, start func(t *testing.T) Subject) {
+	for _, c := range cases() {
+		t.Run(c.name, func(t *testing.T) {
+			s := start(t)
+			s.check(t, "at the start", nil)
+			for _, step := range c.steps {
+				for _, again := range []string{"", ", applied twice"} {
+					before := clone(step.d)
+					if err := s.Sink.Apply(t.Context(), step.d); err != nil {
+						t.Fatalf("Apply, %s%s: %v", step.what, again, err)
+					}
+					if d := cmp.Diff(before, step.d, opts); d != "" {
+						t.Fatalf("%s%s: the Sink changed the Delta (-before +after):\n%s", step.what, again, d)
+					}
+					s.check(t, step.what+again, step.want)
+				}
+			}
+		})
+	}
+	t.Run("order of Put does not matter", func(t *testing.T) {
+		ms := everything()
+		forth, back := start(t), start(t)
+		apply(t, forth.Sink, lisp.Delta{Put: ms})
+		slices.Reverse(ms)
+		apply(t, back.Sink, lisp.Delta{Put: ms})
+		forth.check(t, "forth", ms)
+		back.check(t, "back", ms)
+	})
+	t.Run("a context that has ended", func(t *testing.T) {
+		s := start(t)
+		apply(t, s.Sink, lisp.Delta{Put: []lisp.Mapping{web(1)}})
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		// "takes d whole or, with an error, not at all".
+		if err := s.Sink.Apply(ctx, lisp.Delta{Full: true, Put: []lisp.Mapping{web(2), peer()}}); err != nil {
+			s.check(t, "after an error", []lisp.Mapping{web(1)})
+		} else {
+			s.check(t, "after success", []lisp.Mapping{web(2), peer()})
+		}
+	})
+}
+
+var opts = cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(lisp.EID{}, lisp.Locator{})}
+
+func (s Subject) check(t *testing.T, when string, want []lisp.Mapping) {
+	t.Helper()
+	got := slices.Clone(s.Content(t))
+	want = slices.Clone(want)
+	for _, ms := range [][]lisp.Mapping{got, want} {
+		for i := range ms {
+			ms[i].Locators = slices.SortedFunc(slices.Values(ms[i].Locators), lisp.CompareLocators)
+			if s.Keep != nil {
+				ms[i] = s.Keep(ms[i])
+			}
+		}
+		slices.SortFunc(ms, func(a, b lisp.Mapping) int { return a.EID.Compare(b.EID) })
+	}
+	if d := cmp.Diff(want, got, opts); d != "" {
+		t.Fatalf("%s: content (-want +got):\n%s", when, d)
+	}
+}
+
+func apply(t *testing.T, s lisp.Sink, d lisp.Delta) {
+	t.Helper()
+	if err := s.Apply(t.Context(), d); err != nil {
+		t.Fatalf("Apply: %v", err)
+	}
+}
+
+func clone(d lisp.Delta) lisp.Delta {
+	d.Put, d.Del = slices.Clone(d.Put), slices.Clone(d.Del)
+	for i := range d.Put {
+		d.Put[i].Locators = slices.Clone(d.Put[i].Locators)
+	}
+	return d
+}
+
+type step struct {
+	what string
+	d    lisp.Delta
+	want []lisp.Mapping
+}
+
+func cases() []struct {
+	name  string
+	steps []step
+} {
+	type list = []lisp.Mapping
+	aggregate := web(1)
+	aggregate.EID = eid("198.51.100.0/24")
+	other := web(3)
+	other.EID = eid("[7]198.51.100.10")
+	two := web(4)
+	two.Locators = append(slices.Clone(two.Locators), locator("100.64.4.2", 1))
+	return []struct {
+		name  string
+		steps []step
+	}{
+		{"Put", []step{
+			{"add one", lisp.Delta{Put: list{web(1)}}, list{web(1)}},
+			{"add another", lisp.Delta{Put: list{peer()}}, list{web(1), peer()}},
+			{"replace one", lisp.Delta{Put: list{web(2)}}, list{web(2), peer()}},
+			{"add a locator", lisp.Delta{Put: list{two}}, list{two, peer()}},
+			{"take a locator away", lisp.Delta{Put: list{web(5)}}, list{web(5), peer()}},
+		}},
+		{"Del", []step{
+			{"delete from nothing", lisp.Delta{Del: []lisp.EID{web(0).EID}}, nil},
+			{"add", lisp.Delta{Put: list{web(1), peer()}}, list{web(1), peer()}},
+			{"delete", lisp.Delta{Del: []lisp.EID{web(0).EID}}, list{peer()}},
+			{"delete and add", lisp.Delta{Put: list{web(2)}, Del: []lisp.EID{peer().EID}}, list{web(2)}},
+		}},
+		{"Full", []step{
+			{"add", lisp.Delta{Put: list{web(1), peer()}}, list{web(1), peer()}},
+			{"the same", lisp.Delta{Full: true, Put: list{web(1), peer()}}, list{web(1), peer()}},
+			{"one less, one more, one other", lisp.Delta{Full: true, Put: list{web(2), aggregate}}, list{web(2), aggregate}},
+			{"nothing", lisp.Delta{Full: true}, nil},
+			{"everything", lisp.Delta{Full: true, Put: everything()}, everything()},
+		}},
+		{"keys", []step{
+			{"a prefix and a host in it", lisp.Delta{Put: list{web(1), aggregate}}, list{web(1), aggregate}},
+			{"the same in another instance", lisp.Delta{Put: list{other}}, list{web(1), aggregate, other}},
+			{"delete the host", lisp.Delta{Del: []lisp.EID{web(0).EID}}, list{aggregate, other}},
+			{"delete the prefix", lisp.Delta{Del: []lisp.EID{aggregate.EID}}, list{other}},
+		}},
+		{"empty", []step{
+			{"nothing", lisp.Delta{}, nil},
+			{"add", lisp.Delta{Put: list{web(1)}}, list{web(1)}},
+			{"nothing again", lisp.Delta{}, list{web(1)}},
+		}},
+	}
+}
+
+func eid(s string) lisp.EID {
+	e, err := lisp.ParseEID(s)
+	if err != nil {
+		panic(err)
+	}
+	return e
+}
+
+func locator(a string, priority uint8) lisp.Locator {
+	return lisp.Locator{RLOC: netip.MustParseAddr(a), Priority: priority, Weight: 100, MPriority: 255, Reachable: true}
+}
+
+// web is a host mapping that moves with its version: odd ones to IPv4, even ones to IPv6.
+func web(v lisp.Version) lisp.Mapping {
+	rloc, id := "100.64.1.2", lisp.XTRID{15: 1}
+	if v%2 == 0 {
+		rloc, id = "2001:db8:100:3::2", lisp.XTRID{15: 3}
+	}
+	return lisp.Mapping{EID: eid("198.51.100.10"), TTL: 1440, Version: v, Locators: []lisp.Locator{locator(rloc, 1)},
+		XTRID: id, SiteID: 1}
+}
+
+// peer is an IPv6 host mapping.
+func peer() lisp.Mapping {
+	return lisp.Mapping{EID: eid("2001:db8:e1d:1::20"), TTL: 60, Version: 9,
+		Locators: []lisp.Locator{locator("100.64.2.2", 1), locator("2001:db8:100:2::2", 2)}, XTRID: lisp.XTRID{0: 2}, SiteID: 2}
+}
+
+// everything is one of each kind.
+func everything() []lisp.Mapping {
+	instance := peer()
+	instance.EID = eid("[16777215]2001:db8:e1d:1::20")
+	newest := peer()
+	newest.EID, newest.Version = eid("2001:db8:e1d::/48"), lisp.VersionMask
+	return []lisp.Mapping{web(1), peer(), instance, newest}
+}
