@@ -15,7 +15,8 @@ func (v Version) Next() Version {
 	return v
 }
 
-// Newer reports whether v is newer than o (RFC 9302 section 6). The null version is older than any.
+// Newer reports whether v is newer than o (RFC 9302 section 6): ahead of it by less than half of the
+// circle, or by just half and the greater number. The null version is older than any.
 func (v Version) Newer(o Version) bool {
 	if v == 0 || v == o {
 		return false
@@ -23,6 +24,7 @@ func (v Version) Newer(o Version) bool {
 	if o == 0 {
 		return true
 	}
-	d := (v - o) & VersionMask
-	return d < 2048
+	const half = (VersionMask + 1) / 2
+	ahead := (v - o) & VersionMask
+	return ahead < half || ahead == half && v > o
 }
