@@ -1,0 +1,680 @@
+package controller
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tabi-lisp/tabi/lisp"
+)
+
+// Controller keeps the inventory and carries out moves. One goroutine, in [Controller.Run], owns all
+// of its state; everything else sends it functions to run.
+type Controller struct {
+	cfg      Config
+	env      env
+	log      *slog.Logger
+	ep       Endpoint
+	store    Store
+	agents   agents
+	counters *counters
+	wire     *wire
+	handler  http.Handler
+
+	inbox chan func(now time.Time)
+	ended chan struct{} // closed when Run has returned
+
+	// The owner's.
+	inv     *inventory
+	moves   map[string]*entry
+	byVM    map[string][]*entry // a VM's moves, oldest first
+	order   []*entry            // all, oldest first
+	open    map[*entry]bool     // those with work to do
+	seq     uint64
+	status  map[string]agentStatus
+	peers   map[string]*peer
+	alias   map[alias]string // an agent's name for a move that the agents began by themselves
+	nonce   uint64           // last used
+	leased  uint64           // nonces below are ours, durably
+	dirty   Batch
+	changed map[string]bool // moves that changed since the last flush
+	acts    []pending
+	answers []answer
+	watch   map[string][]watcher
+	saveAt  time.Time // when a failed Save is tried again; zero = the last one was good
+	ctx     context.Context
+	wg      sync.WaitGroup
+}
+
+// entry is a move in memory.
+type entry struct {
+	m     Move
+	next  time.Time // when step wants to be called
+	image []byte    // what is durable, or about to be
+}
+
+type alias struct{ hv, id string }
+
+// agentStatus is how an agent was found last.
+type agentStatus struct {
+	seen time.Time
+	err  string
+}
+
+// pending is an action that waits for its move to be durable.
+type pending struct {
+	id  string
+	act action
+}
+
+// answer is what a caller waits for until what it asked for is durable.
+type answer struct {
+	to  chan<- result
+	res result
+}
+
+type result struct {
+	v   any
+	err error
+}
+
+// watcher waits for a move to come somewhere.
+type watcher struct {
+	ctx   context.Context
+	until func(Record) bool
+	to    chan<- Record
+}
+
+// nonceLease is how far ahead nonces are made durable: they follow the clock in nanoseconds.
+const nonceLease = uint64(20 * time.Minute)
+
+// New loads what was saved and makes a Controller; nothing happens before [Controller.Run].
+func New(cfg Config, ep Endpoint, store Store, log *slog.Logger) (*Controller, error) {
+	return newController(cfg, ep, store, newHTTPAgents(), log)
+}
+
+func newController(cfg Config, ep Endpoint, store Store, ag agents, log *slog.Logger) (*Controller, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("controller: configuration: %w", err)
+	}
+	cfg = cfg.withDefaults()
+	c := &Controller{
+		cfg: cfg, log: log, ep: ep, store: store, agents: ag, counters: newCounters(),
+		inbox: make(chan func(time.Time), 1024), ended: make(chan struct{}),
+		inv: newInventory(), moves: map[string]*entry{}, byVM: map[string][]*entry{}, open: map[*entry]bool{},
+		status: map[string]agentStatus{}, peers: map[string]*peer{}, alias: map[alias]string{},
+		changed: map[string]bool{}, watch: map[string][]watcher{},
+	}
+	c.env.timing = cfg.Timing
+	for _, s := range cfg.MapServers {
+		c.env.servers = append(c.env.servers, s.Addr)
+	}
+	c.wire = newWire(cfg, ep, c.counters)
+	c.wire.notified = func(s sent, n notice) {
+		c.post(func(now time.Time) {
+			c.event(s.move, evNotify{server: s.server, eid: s.eid, version: n.mapping.Version,
+				holder: n.holder, locators: n.mapping.Locators}, now)
+		})
+	}
+	c.handler = c.newHandler()
+	if err := c.load(); err != nil {
+		return nil, fmt.Errorf("controller: load: %w", err)
+	}
+	return c, nil
+}
+
+func (c *Controller) load() error {
+	saved, err := c.store.Load()
+	if err != nil {
+		return err
+	}
+	for _, s := range saved.Sites {
+		c.inv.sites[s.Name] = s
+	}
+	for _, h := range saved.Hypervisors {
+		c.inv.hvs[h.Name] = h
+	}
+	for _, v := range saved.VMs {
+		c.inv.putVM(v)
+	}
+	slices.SortFunc(saved.Moves, func(a, b Move) int { return cmp.Compare(a.Seq, b.Seq) })
+	for _, m := range saved.Moves {
+		e := &entry{m: m}
+		if m.Open {
+			if e.image, err = json.Marshal(m); err != nil {
+				return err
+			}
+		}
+		c.insert(e)
+	}
+	c.nonce, c.leased = saved.Nonce, saved.Nonce
+	return nil
+}
+
+func (c *Controller) insert(e *entry) {
+	c.moves[e.m.ID] = e
+	c.byVM[e.m.VM] = append(c.byVM[e.m.VM], e)
+	c.order = append(c.order, e)
+	c.seq = max(c.seq, e.m.Seq)
+	if e.m.Open {
+		c.open[e] = true
+	}
+	for _, s := range []*Side{&e.m.Src, &e.m.Tgt} {
+		if s.AgentID != "" {
+			c.alias[alias{s.Hypervisor, s.AgentID}] = e.m.ID
+		}
+	}
+}
+
+// Run works until ctx ends, and returns nil then; an error means that the endpoint is lost.
+func (c *Controller) Run(ctx context.Context) error {
+	defer close(c.ended)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.ctx = ctx
+	lost := make(chan error, 1)
+	c.wg.Go(func() {
+		if err := c.ep.Run(ctx, c.wire.handle); err != nil {
+			lost <- err
+		}
+	})
+	for _, h := range c.inv.hvs {
+		c.startPeer(h)
+	}
+	now := time.Now()
+	for _, e := range c.openMoves() {
+		c.log.Info("going on with a move", "move", e.m.ID, "vm", e.m.VM, "state", string(e.m.State))
+		c.event(e.m.ID, evRestart{}, now)
+	}
+	err := c.loop(ctx, lost)
+	cancel()
+	c.wg.Wait()
+	if err != nil {
+		return fmt.Errorf("controller: endpoint: %w", err)
+	}
+	return nil
+}
+
+func (c *Controller) loop(ctx context.Context, lost <-chan error) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		for e := range c.open {
+			if !e.next.IsZero() && !e.next.After(now) {
+				c.event(e.m.ID, evTick{}, now)
+			}
+		}
+		c.flush(now)
+		timer.Reset(c.wait(now))
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-lost:
+			return err
+		case <-timer.C:
+		case f := <-c.inbox:
+			// Whatever waits already shares one transaction of the store.
+			now = time.Now()
+			f(now)
+			for range len(c.inbox) {
+				f = <-c.inbox
+				f(now)
+			}
+		}
+	}
+}
+
+// wait is how long nothing has to be done unless something happens.
+func (c *Controller) wait(now time.Time) time.Duration {
+	next := now.Add(time.Hour)
+	for e := range c.open {
+		if !e.next.IsZero() && e.next.Before(next) {
+			next = e.next
+		}
+	}
+	if !c.saveAt.IsZero() && c.saveAt.Before(next) {
+		next = c.saveAt
+	}
+	return max(next.Sub(now), 0)
+}
+
+// post hands f to the owner. It is dropped when the controller ends.
+func (c *Controller) post(f func(now time.Time)) {
+	select {
+	case c.inbox <- f:
+	case <-c.ended:
+	}
+}
+
+// ask has the owner run f, and returns what f returned once everything before it is durable.
+func (c *Controller) ask(ctx context.Context, f func(now time.Time) (any, error)) (any, error) {
+	to := make(chan result, 1)
+	g := func(now time.Time) {
+		v, err := f(now)
+		c.answers = append(c.answers, answer{to, result{v, err}})
+	}
+	select {
+	case c.inbox <- g:
+	case <-c.ended:
+		return nil, errStopped
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case r := <-to:
+		return r.v, r.err
+	case <-c.ended:
+		return nil, errStopped
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+var errStopped = errors.New("the controller has stopped")
+
+// event steps one move.
+func (c *Controller) event(id string, ev event, now time.Time) {
+	e := c.moves[id]
+	if e == nil || !e.m.Open {
+		return
+	}
+	before := e.m.State
+	m, acts, next := c.env.step(e.m, ev, now)
+	e.m, e.next = m, next
+	for _, a := range acts {
+		c.acts = append(c.acts, pending{id, a})
+	}
+	if m.State != before {
+		c.entered(e, before, now)
+	}
+	c.touch(e)
+}
+
+// touch makes e durable with the next flush, if what is durable of it has changed.
+func (c *Controller) touch(e *entry) {
+	b, err := json.Marshal(e.m)
+	if err != nil {
+		c.log.Error("a move cannot be encoded", "move", e.m.ID, "err", err)
+		return
+	}
+	if !bytes.Equal(b, e.image) {
+		e.image = b
+		c.changed[e.m.ID] = true
+	}
+	if e.m.Open {
+		c.open[e] = true
+	} else {
+		e.next, e.image = time.Time{}, nil // nothing changes any more
+		delete(c.open, e)
+	}
+}
+
+// openMoves are the moves with work to do, oldest first.
+func (c *Controller) openMoves() []*entry {
+	return slices.SortedFunc(maps.Keys(c.open), func(a, b *entry) int { return cmp.Compare(a.m.Seq, b.m.Seq) })
+}
+
+// entered does what follows for the rest of the controller when a move has changed its state.
+func (c *Controller) entered(e *entry, before State, now time.Time) {
+	m := &e.m
+	c.counters.add("moves "+string(m.State), 1)
+	attrs := []any{"move", m.ID, "vm", m.VM, "from", m.From, "to", m.To, "state", string(m.State), "why", m.Why}
+	if m.Error != "" {
+		c.log.Warn("move", append(attrs, "err", m.Error)...)
+	} else {
+		c.log.Info("move", attrs...)
+	}
+	v, ok := c.inv.vms[m.VM]
+	if !ok {
+		return
+	}
+	switch {
+	case m.State == Running:
+		v.Hypervisor, v.Placed = m.To, now
+		c.supersede(e, now)
+	case m.State == Aborting && (before == Running || before == Pushed):
+		v.Hypervisor, v.Placed = m.From, now
+	}
+	if m.Version.Newer(v.Version) && m.State != Preparing && m.State != Prepared && m.State != Aborting && m.State != Aborted {
+		v.Version = m.Version
+	}
+	c.setVM(v)
+}
+
+// supersede ends the earlier moves of e's VM, which runs at e's target now: they have nothing to say
+// any more.
+func (c *Controller) supersede(e *entry, now time.Time) {
+	for _, o := range slices.Clone(c.byVM[e.m.VM]) {
+		if o.m.Seq < e.m.Seq {
+			c.event(o.m.ID, evSuperseded{e.m.ID}, now)
+		}
+	}
+}
+
+// setVM changes what is known of a VM that exists.
+func (c *Controller) setVM(v VM) {
+	if old, ok := c.inv.vms[v.Name]; ok && old.same(v) && old.Version == v.Version {
+		return
+	}
+	c.inv.putVM(v)
+	c.dirty.putVM(v)
+}
+
+// flush makes durable what has changed; only then it does what the moves want done and answers callers.
+// When the store fails, nothing is done, callers hear of it, and it is tried again.
+func (c *Controller) flush(now time.Time) {
+	c.prune()
+	for id := range c.changed {
+		if e := c.moves[id]; e != nil {
+			c.dirty.putMove(e.m)
+		}
+	}
+	if n := c.nextNonce(now); n+nonceLease/2 > c.leased && len(c.env.servers) > 0 {
+		c.dirty.Nonce = n + nonceLease
+	}
+	if !c.dirty.Empty() {
+		if !c.saveAt.IsZero() && now.Before(c.saveAt) && len(c.answers) == 0 {
+			return
+		}
+		if err := c.store.Save(c.dirty); err != nil {
+			c.counters.add("store: saves failed", 1)
+			if c.saveAt.IsZero() {
+				c.log.Error("the store does not save: moves wait", "err", err)
+			}
+			c.saveAt = now.Add(time.Second)
+			for _, a := range c.answers {
+				if a.res.err == nil {
+					a.res = result{err: fail(http.StatusServiceUnavailable, "not saved: %v", err)}
+				}
+				a.to <- a.res
+			}
+			c.answers = nil
+			return
+		}
+		c.counters.add("store: saves", 1)
+		if c.dirty.Nonce != 0 {
+			c.leased = c.dirty.Nonce
+		}
+		c.dirty = Batch{}
+	}
+	if !c.saveAt.IsZero() {
+		c.log.Info("the store saves again")
+		c.saveAt = time.Time{}
+	}
+	acts := c.acts
+	c.acts = nil
+	for _, p := range acts {
+		c.do(p, now)
+	}
+	for _, a := range c.answers {
+		a.to <- a.res
+	}
+	c.answers = nil
+	for id := range c.changed {
+		c.wakeWatchers(id)
+	}
+	clear(c.changed)
+	c.setSpeeds()
+}
+
+// prune forgets the oldest moves that have ended.
+func (c *Controller) prune() {
+	closed := len(c.order) - len(c.open)
+	if closed <= c.cfg.KeepMoves {
+		return
+	}
+	c.order = slices.DeleteFunc(c.order, func(e *entry) bool {
+		if e.m.Open || closed <= c.cfg.KeepMoves {
+			return false
+		}
+		closed--
+		id := e.m.ID
+		delete(c.moves, id)
+		delete(c.changed, id)
+		for _, s := range []*Side{&e.m.Src, &e.m.Tgt} {
+			delete(c.alias, alias{s.Hypervisor, s.AgentID})
+		}
+		c.byVM[e.m.VM] = slices.DeleteFunc(c.byVM[e.m.VM], func(o *entry) bool { return o == e })
+		if len(c.byVM[e.m.VM]) == 0 {
+			delete(c.byVM, e.m.VM)
+		}
+		c.dirty.delMove(id)
+		return true
+	})
+}
+
+// nextNonce is the nonce of the next Map-Register.
+func (c *Controller) nextNonce(now time.Time) uint64 {
+	return max(c.nonce+1, uint64(max(now.UnixNano(), 0)))
+}
+
+// do starts an action whose move is durable.
+func (c *Controller) do(p pending, now time.Time) {
+	e := c.moves[p.id]
+	if e == nil {
+		return
+	}
+	switch a := p.act.(type) {
+	case actRegister:
+		c.nonce = c.nextNonce(now)
+		if err := c.wire.register(p.id, e.m.Tgt, a, c.nonce, now); err != nil {
+			c.log.Warn("Map-Register not sent", "move", p.id, "server", a.server.String(), "err", err)
+		}
+	case actLookup:
+		c.wg.Go(func() {
+			found := c.wire.lookup(c.ctx, a.eids)
+			c.post(func(now time.Time) { c.event(p.id, evLookup{found}, now) })
+		})
+	case actCall:
+		sd, other := e.m.side(a.role), e.m.side(opposite(a.role))
+		h, ok := c.inv.hvs[sd.Hypervisor]
+		if !ok {
+			h = Hypervisor{Name: sd.Hypervisor} // the call will fail, and say so
+		}
+		body := agentHandover{
+			Role: a.role, VM: e.m.VM, Interface: e.m.Interface, MACs: e.m.MACs, EIDs: e.m.EIDs,
+			PeerRLOC: other.RLOC, PeerXTRID: other.XTRID, Version: e.m.Version,
+		}
+		c.wg.Go(func() { c.call(p.id, a, h, body) })
+	}
+}
+
+func opposite(r Role) Role {
+	if r == Source {
+		return Target
+	}
+	return Source
+}
+
+// call makes one call to an agent and hands the result to the owner.
+func (c *Controller) call(id string, a actCall, h Hypervisor, body agentHandover) {
+	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Timing.Call)
+	defer cancel()
+	ev := evCall{role: a.role, verb: a.verb, started: time.Now(), version: body.Version}
+	switch a.verb {
+	case VerbPrepare:
+		ev.rec, ev.err = c.agents.Prepare(ctx, h, id, body)
+	case verbLook:
+		ev.rec, ev.err = c.agents.Handover(ctx, h, id)
+	default:
+		ev.rec, ev.err = c.agents.Tell(ctx, h, id, a.verb)
+	}
+	if c.ctx.Err() != nil {
+		return // the controller ends: what became of the call will be asked after the restart
+	}
+	name := "agent calls: " + string(a.verb)
+	if ev.err != nil {
+		name += " failed"
+		if ctx.Err() != nil {
+			ev.err = fmt.Errorf("agent %s: no answer in %v", h.Name, c.cfg.Timing.Call)
+		}
+	}
+	c.counters.add(name, 1)
+	c.post(func(now time.Time) { c.event(id, ev, now) })
+}
+
+// wakeWatchers tells whoever waits for a move that has come where they want it, or has ended.
+func (c *Controller) wakeWatchers(id string) {
+	e := c.moves[id]
+	left := c.watch[id][:0]
+	for _, w := range c.watch[id] {
+		switch {
+		case w.ctx.Err() != nil:
+		case e != nil && w.until(e.m.Record):
+			w.to <- e.m.Record
+		default:
+			left = append(left, w)
+		}
+	}
+	if c.watch[id] = left; len(left) == 0 {
+		delete(c.watch, id)
+	}
+}
+
+// await returns a move's record when until holds, or as it is when ctx ends.
+func (c *Controller) await(ctx context.Context, id string, until func(Record) bool) (Record, error) {
+	to := make(chan Record, 1)
+	get := func(w *watcher) (Record, error) {
+		v, err := c.ask(context.WithoutCancel(ctx), func(time.Time) (any, error) {
+			e := c.moves[id]
+			if e == nil {
+				return nil, fail(http.StatusNotFound, "no move %q", id)
+			}
+			if w != nil && !until(e.m.Record) {
+				c.watch[id] = append(c.watch[id], *w)
+				return nil, nil
+			}
+			return e.m.Record, nil
+		})
+		if v == nil {
+			return Record{}, err
+		}
+		return v.(Record), err
+	}
+	r, err := get(&watcher{ctx, until, to})
+	if err != nil || r.ID != "" {
+		return r, err
+	}
+	select {
+	case r := <-to:
+		return r, nil
+	case <-c.ended:
+		return Record{}, errStopped
+	case <-ctx.Done():
+		return get(nil)
+	}
+}
+
+// startPeer begins to keep a hypervisor's agent up to date.
+func (c *Controller) startPeer(h Hypervisor) {
+	p := newPeer(h, c.agents, c.cfg.Timing,
+		func(r poll) { c.post(func(now time.Time) { c.polled(r, now) }) },
+		func(ok bool) {
+			name := "agent calls: vm"
+			if !ok {
+				name += " failed"
+			}
+			c.counters.add(name, 1)
+		})
+	for _, v := range c.inv.vms {
+		p.set(v.Name, agentVM{v.Interface, v.MACs, v.EIDs})
+	}
+	c.peers[h.Name] = p
+	p.start(c.ctx, &c.wg)
+}
+
+func (c *Controller) stopPeer(name string) {
+	if p := c.peers[name]; p != nil {
+		p.cancel()
+		delete(c.peers, name)
+	}
+	delete(c.status, name)
+}
+
+// setSpeeds makes polls frequent where a move is open.
+func (c *Controller) setSpeeds() {
+	busy := map[string]bool{}
+	for e := range c.open {
+		busy[e.m.Src.Hypervisor], busy[e.m.Tgt.Hypervisor] = true, true
+	}
+	for name, p := range c.peers {
+		p.setFast(busy[name])
+	}
+}
+
+// polled takes what an agent says of its handovers.
+func (c *Controller) polled(p poll, now time.Time) {
+	if cur, ok := c.inv.hvs[p.h.Name]; !ok || cur != p.h {
+		return // it was asked where it is not any more
+	}
+	st := c.status[p.h.Name]
+	if p.err != nil {
+		c.counters.add("agent polls failed", 1)
+		st.err = p.err.Error()
+		c.status[p.h.Name] = st
+		return
+	}
+	c.counters.add("agent polls", 1)
+	c.status[p.h.Name] = agentStatus{seen: now}
+	recs := map[string]*AgentRecord{}
+	for i := range p.recs {
+		r := &p.recs[i]
+		if id, ok := c.alias[alias{p.h.Name, r.ID}]; ok {
+			recs[id] = r
+			continue
+		}
+		recs[r.ID] = r
+		if c.moves[r.ID] == nil {
+			c.unprepared(p.h, r, now)
+		}
+	}
+	for _, e := range c.openMoves() {
+		for _, role := range []Role{Target, Source} {
+			if e.m.side(role).Hypervisor != p.h.Name {
+				continue
+			}
+			rec := recs[e.m.ID]
+			if rec != nil && reflect.DeepEqual(rec, e.m.record(role)) && !e.m.side(role).Gone {
+				continue
+			}
+			c.event(e.m.ID, evReport{role: role, started: p.started, rec: rec}, now)
+		}
+	}
+}
+
+// versionOf is the newest version that is known of a VM's mappings without asking anybody.
+func (c *Controller) versionOf(v VM) lisp.Version {
+	known := v.Version
+	for _, e := range c.byVM[v.Name] {
+		if s := e.m.State; (s == Running || s == Pushed || s == Settled || s == Superseded) && e.m.Version.Newer(known) {
+			known = e.m.Version
+		}
+	}
+	return known
+}
+
+// hypervisorAt finds the hypervisor with an RLOC.
+func (c *Controller) hypervisorAt(rloc string) (Hypervisor, bool) {
+	a, err := netip.ParseAddr(rloc)
+	if err != nil {
+		return Hypervisor{}, false
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.inv.hvs)) {
+		if h := c.inv.hvs[name]; h.RLOC == a {
+			return h, true
+		}
+	}
+	return Hypervisor{}, false
+}

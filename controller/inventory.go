@@ -1,0 +1,211 @@
+package controller
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tabi-lisp/tabi/lisp"
+)
+
+// Site is a place with hypervisors; sites share no L2 network.
+type Site struct {
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+}
+
+// Hypervisor is a host that VMs run on, and its xTR's agent.
+type Hypervisor struct {
+	Name   string      `json:"name"`
+	Site   string      `json:"site"`
+	RLOC   netip.Addr  `json:"rloc"`
+	XTRID  lisp.XTRID  `json:"xtr_id"`
+	SiteID lisp.SiteID `json:"site_id,omitempty"` // LISP Site-ID of its xTR
+	Agent  string      `json:"agent"`             // base URL of the agent's API
+	Token  string      `json:"token,omitempty"`   // bearer token of the agent's API; never shown
+}
+
+// VM is a virtual machine and its addresses.
+type VM struct {
+	Name       string     `json:"name"`
+	Hypervisor string     `json:"hypervisor,omitempty"` // where it runs; "" = nobody knows
+	MACs       []string   `json:"macs"`
+	EIDs       []lisp.EID `json:"eids"`
+	Interface  string     `json:"interface,omitempty"` // name of its interface on every hypervisor, if it has one
+
+	// Version is the newest version of the mappings of its EIDs that the controller has heard of, Placed
+	// when it learned where the VM runs. Both are kept by the controller and ignored in requests.
+	Version lisp.Version `json:"version,omitempty"`
+	Placed  time.Time    `json:"placed,omitzero"`
+}
+
+// clone copies what a later change could share.
+func (v VM) clone() VM {
+	v.MACs, v.EIDs = slices.Clone(v.MACs), slices.Clone(v.EIDs)
+	return v
+}
+
+// same reports whether a and b say the same, the controller's own fields aside.
+func (v VM) same(o VM) bool {
+	return v.Name == o.Name && v.Hypervisor == o.Hypervisor && v.Interface == o.Interface &&
+		slices.Equal(v.MACs, o.MACs) && slices.Equal(v.EIDs, o.EIDs)
+}
+
+var (
+	nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	idForm   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
+)
+
+func checkName(what, name string) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("%s %q: a name is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit", what, name)
+	}
+	return nil
+}
+
+func (s Site) validate() error { return checkName("site", s.Name) }
+
+func (h Hypervisor) validate() error {
+	if err := checkName("hypervisor", h.Name); err != nil {
+		return err
+	}
+	switch {
+	case h.Site == "":
+		return fmt.Errorf("hypervisor %s: site is missing", h.Name)
+	case !h.RLOC.IsValid() || h.RLOC.Zone() != "" || h.RLOC.IsUnspecified() || h.RLOC.IsMulticast():
+		return fmt.Errorf("hypervisor %s: rloc must be an address", h.Name)
+	case h.XTRID.IsZero():
+		return fmt.Errorf("hypervisor %s: xtr_id must be 32 hexadecimal digits, not all 0", h.Name)
+	}
+	u, err := url.Parse(h.Agent)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("hypervisor %s: agent %q: want a URL such as http://192.0.2.1:4380", h.Name, h.Agent)
+	}
+	return nil
+}
+
+// normal brings v to the one form in which it is stored and compared, and validates it.
+func (v VM) normal() (VM, error) {
+	v = v.clone()
+	if err := checkName("vm", v.Name); err != nil {
+		return v, err
+	}
+	if len(v.EIDs) == 0 {
+		return v, fmt.Errorf("vm %s: eids is empty: a VM has at least one", v.Name)
+	}
+	for i, m := range v.MACs {
+		hw, err := net.ParseMAC(m)
+		if err != nil || len(hw) != 6 {
+			return v, fmt.Errorf("vm %s: mac %q: want six bytes such as 52:54:00:00:00:10", v.Name, m)
+		}
+		v.MACs[i] = hw.String()
+	}
+	for _, e := range v.EIDs {
+		if !e.IsValid() || e.Prefix.Bits() == 0 || e.Prefix.Addr().IsMulticast() || e.Prefix.Addr().IsLinkLocalUnicast() {
+			return v, fmt.Errorf("vm %s: %q is no EID that a VM can have", v.Name, e)
+		}
+	}
+	slices.Sort(v.MACs)
+	v.MACs = slices.Compact(v.MACs)
+	slices.SortFunc(v.EIDs, lisp.EID.Compare)
+	v.EIDs = slices.Compact(v.EIDs)
+	if len(v.Interface) > 15 || strings.ContainsAny(v.Interface, "/ \t\n") {
+		return v, fmt.Errorf("vm %s: interface %q is no name of an interface", v.Name, v.Interface)
+	}
+	if v.MACs == nil {
+		v.MACs = []string{}
+	}
+	return v, nil
+}
+
+// inventory is what the controller knows of the cloud. The owner goroutine has it.
+type inventory struct {
+	sites map[string]Site
+	hvs   map[string]Hypervisor
+	vms   map[string]VM
+	eids  map[lisp.EID]string // whose it is; overlaps are not admitted
+	macs  map[string]string
+}
+
+func newInventory() *inventory {
+	return &inventory{sites: map[string]Site{}, hvs: map[string]Hypervisor{}, vms: map[string]VM{},
+		eids: map[lisp.EID]string{}, macs: map[string]string{}}
+}
+
+func (inv *inventory) putVM(v VM) {
+	inv.delVM(v.Name)
+	inv.vms[v.Name] = v
+	for _, e := range v.EIDs {
+		inv.eids[e] = v.Name
+	}
+	for _, m := range v.MACs {
+		inv.macs[m] = v.Name
+	}
+}
+
+func (inv *inventory) delVM(name string) {
+	old := inv.vms[name]
+	for _, e := range old.EIDs {
+		delete(inv.eids, e)
+	}
+	for _, m := range old.MACs {
+		delete(inv.macs, m)
+	}
+	delete(inv.vms, name)
+}
+
+// conflict returns another VM that already has one of v's EIDs or MACs, and which; "" if none.
+func (inv *inventory) conflict(v VM) (other, what string) {
+	for _, m := range v.MACs {
+		if o := inv.macs[m]; o != "" && o != v.Name {
+			return o, "MAC " + m
+		}
+	}
+	for i, e := range v.EIDs {
+		for _, f := range v.EIDs[:i] {
+			if e.Contains(f) || f.Contains(e) {
+				return v.Name, "EID " + f.String()
+			}
+		}
+		if o, f := inv.covering(e); o != "" && o != v.Name {
+			return o, "EID " + f.String()
+		}
+		if e.IsHost() {
+			continue
+		}
+		for f, o := range inv.eids {
+			if o != v.Name && e.Contains(f) {
+				return o, "EID " + f.String()
+			}
+		}
+	}
+	return "", ""
+}
+
+// covering returns the VM whose EID is e or contains it; "" if none.
+func (inv *inventory) covering(e lisp.EID) (string, lisp.EID) {
+	for bits := e.Prefix.Bits(); bits > 0; bits-- {
+		f := lisp.MakeEID(e.IID, netip.PrefixFrom(e.Prefix.Addr(), bits))
+		if o := inv.eids[f]; o != "" {
+			return o, f
+		}
+	}
+	return "", lisp.EID{}
+}
+
+// on lists the VMs that run on a hypervisor, sorted.
+func (inv *inventory) on(hv string) []string {
+	var out []string
+	for _, v := range inv.vms {
+		if v.Hypervisor == hv {
+			out = append(out, v.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,211 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// peer keeps one agent up to date: it tells it what VMs there are, and asks it for its records. It has
+// two goroutines of its own, so that an agent that hangs delays nobody else.
+type peer struct {
+	h      Hypervisor
+	agents agents
+	timing Timing
+	cancel context.CancelFunc
+	report func(poll)    // hands a poll's result to the owner
+	told   func(ok bool) // counts
+	fast   atomic.Bool   // the agent takes part in a move
+
+	tellKick, pollKick chan struct{}
+
+	mu   sync.Mutex
+	want map[string]*tell
+}
+
+// tell is what an agent should know of a VM, and whether it does.
+type tell struct {
+	vm      agentVM
+	gone    bool // the VM was deleted: the agent should forget it
+	done    bool
+	refused string // the agent's final no; tried again with everything else
+}
+
+// poll is one answer to "which handovers do you have?".
+type poll struct {
+	h       Hypervisor
+	started time.Time
+	recs    []AgentRecord
+	err     error
+}
+
+func newPeer(h Hypervisor, a agents, t Timing, report func(poll), told func(bool)) *peer {
+	return &peer{h: h, agents: a, timing: t, report: report, told: told, want: map[string]*tell{},
+		tellKick: make(chan struct{}, 1), pollKick: make(chan struct{}, 1)}
+}
+
+func (p *peer) start(ctx context.Context, wg *sync.WaitGroup) {
+	ctx, p.cancel = context.WithCancel(ctx)
+	wg.Go(func() { p.tellLoop(ctx) })
+	wg.Go(func() { p.pollLoop(ctx) })
+}
+
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// set says what the agent should know of a VM.
+func (p *peer) set(name string, vm agentVM) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t := p.want[name]; t != nil && !t.gone && reflect.DeepEqual(t.vm, vm) {
+		return
+	}
+	p.want[name] = &tell{vm: vm}
+	kick(p.tellKick)
+}
+
+// forget says that the agent should not know a VM any more.
+func (p *peer) forget(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.want[name] = &tell{gone: true}
+	kick(p.tellKick)
+}
+
+// again makes the agent be told everything once more: it may have been restarted.
+func (p *peer) again() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.want {
+		t.done, t.refused = false, ""
+	}
+	kick(p.tellKick)
+}
+
+// setFast makes polls frequent while the agent takes part in a move.
+func (p *peer) setFast(on bool) {
+	if p.fast.Swap(on) != on && on {
+		kick(p.pollKick)
+	}
+}
+
+func (p *peer) next() (string, *tell) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(p.want)) {
+		if t := p.want[name]; !t.done && t.refused == "" {
+			return name, t
+		}
+	}
+	return "", nil
+}
+
+// waiting counts the VMs that the agent does not know of yet, and returns one of its refusals.
+func (p *peer) waiting() (n int, refused string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(p.want)) {
+		t := p.want[name]
+		if !t.done {
+			n++
+		}
+		if t.refused != "" && refused == "" {
+			refused = name + ": " + t.refused
+		}
+	}
+	return n, refused
+}
+
+func (p *peer) tellLoop(ctx context.Context) {
+	backoff := p.timing.Retry
+	for ctx.Err() == nil {
+		name, t := p.next()
+		if t == nil {
+			backoff = p.timing.Retry
+			if !sleep(ctx, p.timing.Tell, p.tellKick) {
+				p.again()
+			}
+			continue
+		}
+		err := p.tell(ctx, name, t)
+		p.told(err == nil)
+		var st *StatusError
+		switch {
+		case err == nil:
+			backoff = p.timing.Retry
+		case errors.As(err, &st) && st.final() && st.Code != 401 && st.Code != 403:
+			// About this VM there is nothing to repeat. The others go on.
+		default:
+			sleep(ctx, backoff, nil)
+			backoff = min(2*backoff, max(p.timing.RetryMax, p.timing.Retry))
+		}
+	}
+}
+
+func (p *peer) tell(ctx context.Context, name string, t *tell) error {
+	ctx, cancel := context.WithTimeout(ctx, p.timing.Call)
+	defer cancel()
+	var err error
+	if t.gone {
+		err = p.agents.DeleteVM(ctx, p.h, name)
+	} else {
+		err = p.agents.PutVM(ctx, p.h, name, t.vm)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var st *StatusError
+	switch {
+	case err == nil && t.gone && p.want[name] == t:
+		delete(p.want, name)
+	case err == nil:
+		t.done = true
+	case errors.As(err, &st) && st.final() && st.Code != 401 && st.Code != 403:
+		t.refused = st.Text
+	}
+	return err
+}
+
+func (p *peer) pollLoop(ctx context.Context) {
+	failed := false
+	for ctx.Err() == nil {
+		started := time.Now()
+		cctx, cancel := context.WithTimeout(ctx, p.timing.Call)
+		recs, err := p.agents.Handovers(cctx, p.h)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		if failed && err == nil {
+			p.again()
+		}
+		failed = err != nil
+		p.report(poll{p.h, started, recs, err})
+		wait := p.timing.PollIdle
+		if p.fast.Load() {
+			wait = p.timing.Poll
+		}
+		sleep(ctx, wait, p.pollKick)
+	}
+}
+
+// sleep waits for d, the end of ctx or a kick; it reports whether there was a kick.
+func sleep(ctx context.Context, d time.Duration, kick <-chan struct{}) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-kick:
+		return true
+	}
+	return false
+}
