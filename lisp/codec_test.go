@@ -1,7 +1,11 @@
 package lisp
 
 import (
+	"bytes"
+	"encoding/hex"
+	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -88,4 +92,198 @@ func TestRoundTrip(t *testing.T) {
 			}
 		})
 	}
+}
+
+// golden reads a packet that is written as hexadecimal, a field or more a line, with comments.
+func golden(t *testing.T, s string) []byte {
+	t.Helper()
+	var digits strings.Builder
+	for line := range strings.Lines(s) {
+		line, _, _ = strings.Cut(line, "//")
+		digits.WriteString(strings.Join(strings.Fields(line), ""))
+	}
+	b, err := hex.DecodeString(digits.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func hexOf(b []byte) string { return hex.EncodeToString(b) }
+
+// checkGolden requires that m is written as packet, and packet is read as m.
+func checkGolden(t *testing.T, m Message, packet string) {
+	t.Helper()
+	want := golden(t, packet)
+	b, err := Append(nil, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(hex.Dump(want), hex.Dump(b)); d != "" {
+		t.Errorf("Append (-want +got):\n%s", d)
+	}
+	checkDecodes(t, m, packet)
+}
+
+// checkDecodes requires that packet is read as m.
+func checkDecodes(t *testing.T, m Message, packet string) {
+	t.Helper()
+	got, err := Decode(golden(t, packet))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(m, got, cmpOpts); d != "" {
+		t.Errorf("Decode (-want +got):\n%s", d)
+	}
+}
+
+// checkRefused requires that packet is refused for the reason want.
+func checkRefused(t *testing.T, what string, want error, packet string) {
+	t.Helper()
+	if m, err := Decode(golden(t, packet)); !errors.Is(err, want) {
+		t.Errorf("%s: %v, %v; want the error %q", what, m, err, want)
+	}
+}
+
+// checkUnencodable requires that m cannot be written and that Append then gives back what it was given.
+func checkUnencodable(t *testing.T, what string, m Message) {
+	t.Helper()
+	before := []byte("before")
+	if b, err := Append(before, m); !errors.Is(err, ErrUnencodable) || !bytes.Equal(b, before) {
+		t.Errorf("%s: %q, %v", what, b, err)
+	}
+}
+
+// optional is how many bytes at the end may be missing without the rest becoming wrong.
+func optional(m Message) int {
+	switch m := m.(type) {
+	case *MapReply:
+		return len(m.AuthData)
+	case *MapNotify:
+		return int(bit(m.HasXTRID, lenXTRIDSiteID))
+	case *MapNotifyAck:
+		return int(bit(m.HasXTRID, lenXTRIDSiteID))
+	}
+	return 0
+}
+
+func TestTruncated(t *testing.T) {
+	for name, m := range samples() {
+		b, err := Append(nil, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range len(b) - optional(m) {
+			if got, err := Decode(b[:n:n]); !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrMalformed) {
+				t.Errorf("%s, the first %d of %d bytes: %v, %v", name, n, len(b), got, err)
+			}
+		}
+		for n := len(b) - optional(m); n <= len(b); n++ {
+			if _, err := Decode(b[:n:n]); err != nil {
+				t.Errorf("%s, the first %d of %d bytes: %v", name, n, len(b), err)
+			}
+		}
+	}
+}
+
+// What a peer appends is not ours to refuse.
+func TestTrailingBytes(t *testing.T) {
+	for name, want := range samples() {
+		if optional(want) > 0 {
+			continue // they would be taken for the optional part
+		}
+		b, err := Append(nil, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Decode(append(b, 1, 2, 3, 4, 5))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if d := cmp.Diff(want, got, cmpOpts); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+// A message keeps nothing of the buffer that it was read from: the reader uses it again.
+func TestDecodeCopies(t *testing.T) {
+	for name, want := range samples() {
+		b, err := Append(nil, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range b {
+			b[i] ^= 0xff
+		}
+		if d := cmp.Diff(want, got, cmpOpts); d != "" {
+			t.Errorf("%s changes with the buffer (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+// Counts are not trusted: a short message that announces much costs little.
+func TestDecodeAllocatesWhatIsThere(t *testing.T) {
+	b := golden(t, `
+		2000 00ff  0000000000000000 // Map-Reply, 255 records
+		00000000 ff20 0000 0000 0001 c6336400 // 255 locators
+		00000000 0000 0001 c6336401 // one
+	`)
+	allocs := testing.AllocsPerRun(100, func() {
+		if _, err := Decode(b); !errors.Is(err, ErrTruncated) {
+			t.Fatal(err)
+		}
+	})
+	if allocs > 20 {
+		t.Errorf("%v allocations", allocs)
+	}
+}
+
+func TestUnknownMessages(t *testing.T) {
+	checkRefused(t, "nothing", ErrTruncated, "")
+	for _, typ := range []string{"00", "60", "70", "90", "f0"} {
+		checkRefused(t, "type "+typ[:1], ErrUnknownType, typ+"000000 0000000000000000")
+	}
+	if b, err := Append([]byte("x"), nil); !errors.Is(err, ErrUnknownType) || string(b) != "x" {
+		t.Errorf("Append of nothing: %q, %v", b, err)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, m := range samples() {
+		b, err := Append(nil, m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := Decode(b)
+		if err != nil {
+			if m != nil {
+				t.Fatalf("%v with an error: %v", m, err)
+			}
+			return
+		}
+		out, err := Append(nil, m)
+		if err != nil {
+			t.Fatalf("what was read cannot be written: %v\n%+v", err, m)
+		}
+		again, err := Decode(out)
+		if err != nil {
+			t.Fatalf("what was written cannot be read: %v\n%+v", err, m)
+		}
+		if d := cmp.Diff(m, again, cmpOpts); d != "" {
+			t.Fatalf("after a round trip (-want +got):\n%s", d)
+		}
+		if e, ok := m.(*ECM); ok {
+			if inner, err := e.Message(); err == nil && inner.Type() == TypeECM {
+				t.Fatal("an ECM in an ECM")
+			}
+		}
+	})
 }

@@ -1,7 +1,7 @@
 package lisp
 
 // Version is a Map-Version number (RFC 9302 section 6): 12 bits, compared with serial-number
-// arithmetic modulo 4096. 0 is the null version: "none", never newer and never older than another.
+// arithmetic modulo 4096. 0 is the null version: the mapping has none.
 type Version uint16
 
 // VersionMask keeps the 12 bits that travel on the wire.
