@@ -357,7 +357,7 @@ func (c *Controller) getHypervisor(r *http.Request) (int, any, error) {
 
 func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
 	var in struct {
-		HypervisorStatus // so that what was read can be put back; its own fields are ignored
+		HypervisorStatus         // so that what was read can be put back; its own fields are ignored
 		Token            *string `json:"token"`
 	}
 	if err := body(r, &in); err != nil {
