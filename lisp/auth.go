@@ -224,7 +224,7 @@ func recordsEnd(raw []byte) (int, error) {
 	w := r.u32()
 	r.bytes(authDataOffset - 4 - 2)
 	r.bytes(int(r.u16()))
-	r.records(uint8(w))
+	r.records(uint8(w), true)
 	return r.off, r.err
 }
 

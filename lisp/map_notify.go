@@ -47,7 +47,7 @@ const (
 // word has no bit for it, peers put one in different places, and some send no Site-ID.
 func decodeNotify(r *reader) *notify {
 	w := r.u32()
-	m := notify{Nonce: r.u64(), Auth: r.auth(), Records: r.records(uint8(w))}
+	m := notify{Nonce: r.u64(), Auth: r.auth(), Records: r.records(uint8(w), false)}
 	switch r.left() {
 	case lenXTRIDSiteID:
 		m.HasXTRID = true

@@ -45,7 +45,7 @@ func decodeMapRegister(r *reader) *MapRegister {
 		WantMapNotify: w&registerBitM != 0,
 		Nonce:         r.u64(),
 		Auth:          r.auth(),
-		Records:       r.records(uint8(w)),
+		Records:       r.records(uint8(w), true),
 	}
 	if m.HasXTRID {
 		m.XTRID, m.SiteID = r.xtrID()

@@ -37,7 +37,7 @@ func decodeMapReply(r *reader) *MapReply {
 		EchoNonce: w&replyBitE != 0,
 		Security:  w&replyBitS != 0,
 		Nonce:     r.u64(),
-		Records:   r.records(uint8(w)),
+		Records:   r.records(uint8(w), false),
 	}
 	if m.Security {
 		m.AuthData = bytes.Clone(r.bytes(r.left()))

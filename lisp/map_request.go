@@ -100,7 +100,7 @@ func decodeMapRequest(r *reader) *MapRequest {
 		}
 	}
 	if w&requestBitM != 0 {
-		if rec, ok := r.record(); ok {
+		if rec, ok := r.record(true); ok {
 			m.Reply = &rec
 		}
 	}

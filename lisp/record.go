@@ -19,9 +19,10 @@ const (
 // maxCount is the largest number of records in a message and of locators in a record: 8 bits travel.
 const maxCount = 255
 
-// record reads a record of a Map-Reply, Map-Register or Map-Notify. ok is false for a record whose EID
+// record reads a record of a Map-Reply, Map-Register or Map-Notify; clearP as in [appendRecords]. ok is
+// false for a record whose EID
 // is an LCAF that this package does not interpret: it is read over, as RFC 8060 section 3 makes possible.
-func (r *reader) record() (m Mapping, ok bool) {
+func (r *reader) record(clearP bool) (m Mapping, ok bool) {
 	m.TTL = TTL(r.u32())
 	count, mask, flags := r.u8(), r.u8(), r.u16()
 	m.Version = Version(r.u16()) & VersionMask
@@ -33,7 +34,7 @@ func (r *reader) record() (m Mapping, ok bool) {
 		}
 		l := r.locator()
 		// "the receiver of the Map-Reply MUST select the first set p-bit Locator" (RFC 9301 section 5.4).
-		if l.Probed && slices.ContainsFunc(m.Locators, func(o Locator) bool { return o.Probed }) {
+		if clearP || l.Probed && slices.ContainsFunc(m.Locators, func(o Locator) bool { return o.Probed }) {
 			l.Probed = false
 		}
 		m.Locators = append(m.Locators, l)
@@ -61,10 +62,10 @@ func (r *reader) locator() Locator {
 }
 
 // records reads n records; the count is not trusted: space is taken for what is there.
-func (r *reader) records(n uint8) []Mapping {
+func (r *reader) records(n uint8, clearP bool) []Mapping {
 	var ms []Mapping
 	for range n {
-		m, ok := r.record()
+		m, ok := r.record(clearP)
 		if r.err != nil {
 			return nil
 		}
@@ -75,8 +76,8 @@ func (r *reader) records(n uint8) []Mapping {
 	return ms
 }
 
-// appendRecords writes ms. "The p-bit MUST NOT be set for Locator-Set records sent in Map-Request and
-// Map-Register messages" (RFC 9301 section 5.4): clearP.
+// appendRecords writes ms. clearP leaves the p-bits out: "The p-bit MUST NOT be set for Locator-Set
+// records sent in Map-Request and Map-Register messages" (RFC 9301 section 5.4).
 func appendRecords(b []byte, ms []Mapping, clearP bool) ([]byte, error) {
 	var err error
 	for i := range ms {
