@@ -129,17 +129,24 @@ func (s *SlowPath) Open(hold uint32) {
 }
 
 func (s *SlowPath) reopen(id uint32, now time.Time) *hold {
-	if h := s.holds[id]; h != nil && h.state == holdDone {
-		s.forgetHold(h)
+	h := s.hold(id, now)
+	if h.state == holdDone {
+		s.rest(h)
+		h.state, h.leave, h.since, h.stats = holdHolding, false, now, HoldStats{}
 	}
-	return s.hold(id, now)
+	return h
+}
+
+// rest takes h from those that are flushed.
+func (s *SlowPath) rest(h *hold) {
+	s.active = slices.DeleteFunc(s.active, func(o *hold) bool { return o == h })
 }
 
 func (s *SlowPath) forgetHold(h *hold) {
 	s.dropHeld(h, dropHoldDiscarded)
 	s.tell(h)
 	delete(s.holds, h.id)
-	s.active = slices.DeleteFunc(s.active, func(o *hold) bool { return o == h })
+	s.rest(h)
 }
 
 // Flush reinjects what waits in hold, in order, and goes on with what is still diverted to it, until

@@ -41,7 +41,7 @@ type Config struct {
 	MTU int
 
 	FlushPatience time.Duration // without progress, after which diverted packets are lost, default 200 ms
-	Linger        time.Duration // that a flushed hold passes on what still comes, default 1 s
+	Linger        time.Duration // that a flushed hold passes on what still comes, default 250 ms
 }
 
 func (c Config) withDefaults() Config {
@@ -57,7 +57,7 @@ func (c Config) withDefaults() Config {
 	c.CopyBytes = cmp.Or(c.CopyBytes, 8<<20)
 	c.MTU = cmp.Or(c.MTU, 1444)
 	c.FlushPatience = cmp.Or(c.FlushPatience, 200*time.Millisecond)
-	c.Linger = cmp.Or(c.Linger, time.Second)
+	c.Linger = cmp.Or(c.Linger, 250*time.Millisecond)
 	return c
 }
 
