@@ -113,6 +113,7 @@ func TestFlushGivesUpOnLostPackets(t *testing.T) {
 		k.hold(9).diverted += 3 // lost in lisp0's queue
 		k.hold(9).holding = false
 		k.mu.Unlock()
+		synctest.Wait()
 		begin := time.Now()
 		over := make(chan HoldStats, 1)
 		s.Flush(9, func(st HoldStats) { over <- st })
