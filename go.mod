@@ -2,6 +2,9 @@ module github.com/tabi-lisp/tabi
 
 go 1.26.0
 
+// GoBGP sets TCP MD5 signatures and TTLs on its sockets, which MPTCP sockets refuse.
+godebug multipathtcp=0
+
 require (
 	github.com/cilium/ebpf v0.22.0
 	github.com/gaissmai/bart v0.30.0
