@@ -74,7 +74,7 @@ func (c *core) authenticate(now time.Time, from netip.AddrPort, raw []byte, m *l
 func (c *core) register(now time.Time, r registering) {
 	nk := NonceKey{Site: r.site.Name, XTRID: r.XTRID, KeyID: r.key.ID}
 	if r.XTRID.IsZero() {
-		nk.Source = r.from
+		nk.Source = r.from.WithZone("")
 	}
 	if last, known := c.nonces[nk]; known && r.Nonce <= last && !r.site.AnyNonce {
 		// "If a Map-Register is received with a nonce value that is not greater than the saved nonce, it

@@ -38,25 +38,25 @@ func (b Batch) Empty() bool {
 // Registration is what is known of one EID. Without Registrants it is withdrawn (or expired): only its
 // version and its last holder count then.
 type Registration struct {
-	Mapping     lisp.Mapping `json:"mapping"` // as it is told; its XTRID is the holder's
-	Site        string       `json:"site"`
-	Registrants []Registrant `json:"registrants,omitempty"` // more than one only when merged
-	Since       time.Time    `json:"since"`                 // of the last change of the mapping
+	Mapping     lisp.Mapping // as it is told; its XTRID is the holder's
+	Site        string
+	Registrants []Registrant // more than one only when merged
+	Since       time.Time    // of the last change of the mapping
 }
 
 // Registrant is one xTR's part of a Registration.
 type Registrant struct {
-	XTRID      lisp.XTRID     `json:"xtr_id"`
-	SiteID     lisp.SiteID    `json:"site_id"`
-	Source     netip.Addr     `json:"source"`           // where its Map-Registers come from; invalid if only a controller registered for it
-	KeyID      uint8          `json:"key_id"`           // which key signed
-	OnBehalf   bool           `json:"on_behalf"`        // a controller registered, the xTR itself not yet
-	ProxyReply bool           `json:"proxy_reply"`      // P bit
-	UseTTL     bool           `json:"use_ttl"`          // T bit
-	Merge      bool           `json:"merge"`            // a bit
-	TTL        lisp.TTL       `json:"ttl_minutes"`      //
-	Action     lisp.Action    `json:"action,omitempty"` // when there are no locators
-	Locators   []lisp.Locator `json:"locators"`
+	XTRID      lisp.XTRID
+	SiteID     lisp.SiteID
+	Source     netip.Addr  // where its Map-Registers come from; invalid if only a controller registered for it
+	KeyID      uint8       // which key signed
+	OnBehalf   bool        // a controller registered, the xTR itself not yet
+	ProxyReply bool        // P bit
+	UseTTL     bool        // T bit
+	Merge      bool        // a bit
+	TTL        lisp.TTL    // as registered
+	Action     lisp.Action // when there are no locators
+	Locators   []lisp.Locator
 }
 
 // NonceKey names one sequence of Map-Register nonces (RFC 9301 section 5.6).
@@ -69,23 +69,23 @@ type NonceKey struct {
 
 // SubscriptionKey names a subscription: RFC 9437 keeps one per xTR and EID prefix.
 type SubscriptionKey struct {
-	EID   lisp.EID   `json:"eid"`
-	XTRID lisp.XTRID `json:"xtr_id"`
+	EID   lisp.EID
+	XTRID lisp.XTRID
 }
 
 // Subscription is an xTR's wish to be told of changes (RFC 9437 section 5).
 type Subscription struct {
 	SubscriptionKey
-	SiteID lisp.SiteID  `json:"site_id"`
-	RLOCs  []netip.Addr `json:"itr_rlocs"`
+	SiteID lisp.SiteID
+	RLOCs  []netip.Addr
 	// Requested is the nonce of the last Map-Request; one that is not greater is a replay.
-	Requested uint64 `json:"requested_nonce"`
+	Requested uint64
 	// Reserved is a nonce that no Map-Notify was sent with yet: where to go on after a restart.
-	Reserved uint64 `json:"reserved_nonce"`
+	Reserved uint64
 	// Removed keeps the nonces of a subscription that is no more (RFC 9437 section 5).
-	Removed bool `json:"removed,omitempty"`
+	Removed bool
 	// Expires is set for a subscription to an EID that is not registered and for a removed one.
-	Expires time.Time `json:"expires,omitzero"`
+	Expires time.Time
 	// Except are more-specifics that the xTR does not want to hear of.
-	Except []lisp.EID `json:"except,omitempty"`
+	Except []lisp.EID
 }
