@@ -196,10 +196,14 @@ func eidOf(p *api.Path) (lisp.EID, error) {
 	}
 	// An IPv4-mapped prefix in the IPv6 family is nobody's EID (GoBGP prints it as IPv4): one family must
 	// not speak for the other.
-	if a.Is4() != (p.GetFamily().GetAfi() == api.Family_AFI_IP) || a.Is4In6() || a.Zone() != "" {
+	if a.Is4In6() || a.Zone() != "" {
 		return lisp.EID{}, errForeignNLRI
 	}
-	return lisp.MakeEID(iid, netip.PrefixFrom(a, int(bits))), nil
+	e := lisp.MakeEID(iid, netip.PrefixFrom(a, int(bits)))
+	if f, ok := familyOf(p.GetFamily()); !ok || f != eidFamily(e) {
+		return lisp.EID{}, errForeignNLRI
+	}
+	return e, nil
 }
 
 // attrsOf reads what we use of p's attributes.

@@ -35,6 +35,8 @@ type Feed struct {
 	wake    chan struct{} // something is in queue
 	changed chan struct{}
 
+	unsettled bool // used by loop only
+
 	mu    sync.Mutex
 	queue []event
 	table *table
@@ -160,7 +162,7 @@ func (f *Feed) take(r *api.WatchEventResponse) {
 	f.queue = append(f.queue, es...)
 	f.mu.Unlock()
 	if len(es) > 0 {
-		signal(f.wake)
+		poke(f.wake)
 	}
 }
 
@@ -191,7 +193,8 @@ func (f *Feed) eventOf(p *api.Path) (e event, ok bool) {
 	return e, true
 }
 
-func signal(c chan struct{}) {
+// poke makes c readable; many pokes may become one.
+func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -220,6 +223,7 @@ func (f *Feed) loop(ctx context.Context) {
 			}
 			continue // more may have come meanwhile
 		}
+		f.settle(ctx)
 		if next.IsZero() {
 			next = now.Add(time.Hour)
 		}
@@ -233,12 +237,25 @@ func (f *Feed) loop(ctx context.Context) {
 	}
 }
 
+// settle waits for GoBGP's own goroutine once after events. GoBGP marks paths stale without a lock, and what
+// hands us events reads that mark: so the reading has happened before any writing that comes later.
+func (f *Feed) settle(ctx context.Context) {
+	if !f.unsettled {
+		return
+	}
+	f.unsettled = false
+	if _, err := f.s.srv.GetBgp(ctx, &api.GetBgpRequest{}); err != nil {
+		f.log.Debug("bgp: feed: settle", "err", err)
+	}
+}
+
 // step takes in what has come and says what to tell the Sink, and when to look again.
 func (f *Feed) step(ctx context.Context, now time.Time) (d lisp.Delta, next time.Time) {
 	f.mu.Lock()
 	events := f.queue
 	f.queue = nil
 	f.mu.Unlock()
+	f.unsettled = f.unsettled || len(events) > 0
 
 	// What a new session has agreed on is to be had from GoBGP only by asking.
 	var says map[netip.Addr][]Family
@@ -272,7 +289,7 @@ func (f *Feed) step(ctx context.Context, now time.Time) (d lisp.Delta, next time
 		f.state.Stale += int(c.stale)
 	}
 	if f.state != before {
-		signal(f.changed)
+		poke(f.changed)
 	}
 	return d, next
 }

@@ -3,6 +3,7 @@ package bgp
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/osrg/gobgp/v3/pkg/log"
 )
@@ -23,25 +24,32 @@ func (l logger) say(level slog.Level, msg string, fields log.Fields) {
 	if peer, ok := fields["Key"].(string); ok {
 		attrs = append(attrs, slog.String("peer", peer))
 	}
-	for _, f := range []string{"Reason", "State", "Error", "Code", "Subcode"} {
-		if v, ok := fields[f]; ok {
-			attrs = append(attrs, slog.Any(gobgpFields[f], v))
+	for _, f := range gobgpFields {
+		if v, ok := fields[f.theirs]; ok {
+			attrs = append(attrs, slog.Any(f.ours, v))
 		}
 	}
 	l.log.LogAttrs(ctx, level, "bgp: "+msg, attrs...)
 }
 
 // gobgpFields are the fields of GoBGP's lines that say something, under our names.
-var gobgpFields = map[string]string{
-	"Reason": "reason", "State": "state", "Error": "err", "Code": "code", "Subcode": "subcode",
+var gobgpFields = []struct{ theirs, ours string }{
+	{"Reason", "reason"}, {"State", "state"}, {"Error", "err"}, {"Err", "err"}, {"Code", "code"}, {"Subcode", "subcode"},
 }
 
 func (l logger) Panic(msg string, fields log.Fields) { l.say(slog.LevelError, msg, fields) }
 func (l logger) Fatal(msg string, fields log.Fields) { l.say(slog.LevelError, msg, fields) }
 func (l logger) Error(msg string, fields log.Fields) { l.say(slog.LevelError, msg, fields) }
-func (l logger) Warn(msg string, fields log.Fields)  { l.say(slog.LevelWarn, msg, fields) }
 func (l logger) Debug(string, log.Fields)            {}
 func (l logger) SetLevel(log.LogLevel)               {}
+
+func (l logger) Warn(msg string, fields log.Fields) {
+	level := slog.LevelWarn
+	if strings.HasPrefix(msg, "No matching path for withdraw") {
+		level = slog.LevelDebug // one for each path that our import policy refuses
+	}
+	l.say(level, msg, fields)
+}
 
 func (l logger) Info(msg string, fields log.Fields) {
 	level := slog.LevelDebug

@@ -149,7 +149,7 @@ func (r *Router) take(ev *api.WatchEventResponse) {
 		r.dirty[e.Prefix] = true
 	}
 	if len(r.dirty) > 0 {
-		signal(r.wake)
+		poke(r.wake)
 	}
 }
 

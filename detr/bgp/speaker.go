@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -125,6 +126,10 @@ func newSpeaker(r role, cfg Config, log *slog.Logger) (*speaker, error) {
 	cfg.HoldTime = cmp.Or(cfg.HoldTime, defaultHoldTime)
 	cfg.ConnectRetry = max(cfg.ConnectRetry, time.Second)
 	cfg.RestartTime = cmp.Or(cfg.RestartTime, defaultRestartTime)
+	if cfg.Port != NoListener && new(net.ListenConfig).MultipathTCP() {
+		// Go listens with MPTCP unless told otherwise; such sockets know neither TCP MD5 nor TTL security.
+		return nil, fmt.Errorf("bgp: %s: MPTCP is on: build with godebug multipathtcp=0", r.name)
+	}
 	log = log.With("role", r.name)
 	s := &speaker{
 		role: r, cfg: cfg, log: log, sent: make(map[Family]uint64),

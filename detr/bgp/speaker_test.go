@@ -69,7 +69,7 @@ func (r *recorder) Apply(_ context.Context, d lisp.Delta) error {
 		delete(r.table, e)
 	}
 	r.deltas = append(r.deltas, d)
-	signal(r.notify)
+	poke(r.notify)
 	return nil
 }
 
