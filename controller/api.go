@@ -673,8 +673,7 @@ func (c *Controller) steer(r *http.Request, def time.Duration, ev event, done fu
 }
 
 func (c *Controller) commitMove(r *http.Request) (int, any, error) {
-	ran := func(s State) bool { return s == Running || s == Pushed || s == Settled || s == Superseded }
-	return c.steer(r, 0, evCommit{"committed by the API"}, ran,
+	return c.steer(r, 0, evCommit{"committed by the API"}, State.arrived,
 		func(m Record) bool { return m.State != Running }, "committed")
 }
 

@@ -341,13 +341,13 @@ func (c *Controller) entered(e *entry, before State, now time.Time) {
 		return
 	}
 	switch {
-	case m.State == Running:
+	case m.State.arrived() && !before.arrived():
 		v.Hypervisor, v.Placed = m.To, now
 		c.supersede(e, now)
-	case m.State == Aborting && (before == Running || before == Pushed):
+	case !m.State.arrived() && before.arrived():
 		v.Hypervisor, v.Placed = m.From, now
 	}
-	if m.Version.Newer(v.Version) && m.State != Preparing && m.State != Prepared && m.State != Aborting && m.State != Aborted {
+	if m.State.arrived() && m.Version.Newer(v.Version) {
 		v.Version = m.Version
 	}
 	c.setVM(v)
@@ -658,7 +658,7 @@ func (c *Controller) polled(p poll, now time.Time) {
 func (c *Controller) versionOf(v VM) lisp.Version {
 	known := v.Version
 	for _, e := range c.byVM[v.Name] {
-		if s := e.m.State; (s == Running || s == Pushed || s == Settled || s == Superseded) && e.m.Version.Newer(known) {
+		if e.m.State.arrived() && e.m.Version.Newer(known) {
 			known = e.m.Version
 		}
 	}

@@ -35,6 +35,9 @@ func (s State) Ended() bool { return s == Settled || s == Aborted || s == Supers
 // binding reports whether a move in state s keeps its VM from being moved or edited.
 func (s State) binding() bool { return s == Preparing || s == Prepared || s == Aborting }
 
+// arrived reports whether the VM has run on the target.
+func (s State) arrived() bool { return s == Running || s == Pushed || s == Settled || s == Superseded }
+
 // Times says when each step of a move was reached; zero = not (yet). PrepareStarted, Prepared,
 // Committed, Pushed, Settled and Aborted are the controller's clock, the others the agents'.
 type Times struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -75,7 +76,7 @@ func (c *controllerClient) do(ctx context.Context, method, path string, in, out 
 		if resp.StatusCode == http.StatusUnauthorized {
 			e.Error += " (--token or TABI_TOKEN)"
 		}
-		return false, fmt.Errorf("controller %s: %s", base, e.Error)
+		return false, &apiError{resp.StatusCode, fmt.Sprintf("controller %s: %s", base, e.Error)}
 	}
 	if out != nil {
 		if err := json.Unmarshal(b, out); err != nil {
@@ -84,6 +85,14 @@ func (c *controllerClient) do(ctx context.Context, method, path string, in, out 
 	}
 	return resp.StatusCode == http.StatusCreated, nil
 }
+
+// apiError is an answer of the controller that is no success.
+type apiError struct {
+	status int
+	text   string
+}
+
+func (e *apiError) Error() string { return e.text }
 
 func firstOf(ss ...string) string {
 	for _, s := range ss {
@@ -171,18 +180,10 @@ func (n *noun) print(cmd *cobra.Command, v json.RawMessage, human func(io.Writer
 
 // set puts one thing: as it is there, with what edit changes.
 func (n *noun) set(cmd *cobra.Command, name string, v any, edit func() error) error {
-	var list []struct {
-		Name string `json:"name"`
-	}
-	if _, err := n.api.do(cmd.Context(), "GET", n.path, nil, &list); err != nil {
+	var status *apiError
+	if _, err := n.api.do(cmd.Context(), "GET", n.one(name), nil, v); err != nil &&
+		!(errors.As(err, &status) && status.status == http.StatusNotFound) {
 		return err
-	}
-	for _, o := range list {
-		if o.Name == name {
-			if _, err := n.api.do(cmd.Context(), "GET", n.one(name), nil, v); err != nil {
-				return err
-			}
-		}
 	}
 	if err := edit(); err != nil {
 		return fmt.Errorf("%s set %s: %w", n.name, name, err)
