@@ -90,20 +90,22 @@ const (
 // Stop ends the senders, waits for stragglers, and ends the receivers. The report can be had after it.
 func (f *Flows) Stop(ctx context.Context) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	flows := f.flows
 	if !f.started {
+		f.mu.Unlock()
 		return nil
 	}
 	f.started = false
+	f.mu.Unlock() // the others may ask meanwhile
 	var wg sync.WaitGroup
-	for _, fl := range f.flows {
+	for _, fl := range flows {
 		wg.Go(func() { fl.stopSending(ctx) })
 	}
 	wg.Wait()
 	quietSince, last := time.Now(), uint64(0)
 	for begin := time.Now(); time.Since(begin) < straggleMax && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
 		var out uint64
-		for _, fl := range f.flows {
+		for _, fl := range flows {
 			out += fl.outstanding()
 		}
 		if out != last {
@@ -115,7 +117,7 @@ func (f *Flows) Stop(ctx context.Context) error {
 		}
 	}
 	var errs []error
-	for _, fl := range f.flows {
+	for _, fl := range flows {
 		errs = append(errs, fl.close())
 	}
 	return errors.Join(errs...)

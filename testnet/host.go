@@ -37,7 +37,7 @@ func newHost(r *Run, name, about string) (*Host, error) {
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("testnet: %w", err)
 	}
-	nsName := r.ID + "-" + name
+	nsName := r.prefix + "-" + name
 	err := r.update(func() {
 		r.Namespaces = append(r.Namespaces, nsName)
 		r.Hosts = append(r.Hosts, HostRef{Name: name, Namespace: nsName, About: about})

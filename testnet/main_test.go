@@ -81,7 +81,8 @@ var runs atomic.Int32
 // startRun makes a run that is removed with the test.
 func startRun(t *testing.T) *Run {
 	t.Helper()
-	r, err := newRun(fmt.Sprintf("tt%d-%d", os.Getpid(), runs.Add(1)))
+	id := fmt.Sprintf("tt%d-%d", os.Getpid(), runs.Add(1))
+	r, err := newRun(id, id)
 	if err != nil {
 		t.Fatal(err)
 	}

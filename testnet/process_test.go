@@ -84,7 +84,7 @@ func TestProcessThatEndsBeforeItIsReady(t *testing.T) {
 
 // victim builds something and waits to be killed.
 func victim() {
-	r, err := newRun(os.Getenv("TESTNET_RUN"))
+	r, err := newRun(os.Getenv("TESTNET_RUN"), os.Getenv("TESTNET_RUN"))
 	check(err)
 	h, err := newHost(r, "x", "")
 	check(err)

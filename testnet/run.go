@@ -1,6 +1,7 @@
 package testnet
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,8 +35,9 @@ type Run struct {
 	Hosts      []HostRef     `json:"hosts"`
 	Sysctls    []SysctlValue `json:"sysctls,omitempty"` // machine-wide ones, with the value to put back
 
-	dir string
-	mu  sync.Mutex
+	dir    string
+	prefix string // of its namespaces' names
+	mu     sync.Mutex
 }
 
 // ProcessRef names a process for good: a pid alone may be another process's by now.
@@ -57,13 +59,13 @@ type HostRef struct {
 // SysctlValue is a machine-wide sysctl that the run changed, and the value it had.
 type SysctlValue struct{ Key, Was string }
 
-// newRun makes the run directory /run/tabi-demo-ID. It fails when that exists.
-func newRun(id string) (*Run, error) {
+// newRun makes the run directory /run/tabi-demo-ID. It fails when that exists. Namespaces will be named PREFIX-HOST.
+func newRun(id, prefix string) (*Run, error) {
 	self, err := processRef(os.Getpid())
 	if err != nil {
 		return nil, fmt.Errorf("testnet: %w", err)
 	}
-	r := &Run{ID: id, Owner: self, Started: time.Now(), dir: filepath.Join(runRoot, runPrefix+id)}
+	r := &Run{ID: id, Owner: self, Started: time.Now(), dir: filepath.Join(runRoot, runPrefix+id), prefix: prefix}
 	if err := os.Mkdir(r.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("testnet: run directory: %w", err)
 	}
@@ -177,6 +179,26 @@ func Clean(r *Run) error {
 	}
 	if err := os.RemoveAll(r.dir); err != nil {
 		return fmt.Errorf("testnet: clean up run %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// Stop takes a run down: it asks the process that owns it to end and waits until that has cleaned up, at most
+// patience; a run whose owner is dead is cleaned up here.
+func (r *Run) Stop(ctx context.Context, patience time.Duration) error {
+	if err := r.Owner.signal(unix.SIGTERM); err != nil {
+		return fmt.Errorf("testnet: run %s: end process %d: %w", r.ID, r.Owner.PID, err)
+	}
+	for deadline := time.Now().Add(patience); r.Alive(); {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("testnet: run %s: process %d does not end", r.ID, r.Owner.PID)
+		}
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	if left, err := openRun(r.dir); err == nil {
+		return Clean(left)
 	}
 	return nil
 }

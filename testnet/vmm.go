@@ -22,7 +22,7 @@ const guestQueue = 50000
 // hypervisor gave to its tap and the VMM has not read is what the guest never saw; the tap's tx_packets counts
 // what was read.
 //
-// The methods that change where the VM runs (Open, Pause, Resume, Remove) are for one caller at a time.
+// Methods may be called from any goroutine.
 type VM struct {
 	Name  string
 	MAC   net.HardwareAddr
@@ -105,7 +105,7 @@ func unspecified(like netip.Addr) netip.Addr {
 
 // Open makes the VM's tap on a hypervisor, as a VMM does long before the VM runs there. Opening it twice is an error.
 func (v *VM) Open(hv *Namespace) error {
-	if v.ports[hv] != nil {
+	if v.IsOpen(hv) {
 		return fmt.Errorf("testnet: vm %s: its tap is open on %s already", v.Name, hv.name)
 	}
 	t, err := openTap(hv, v.Tap, nil, 0)
@@ -114,22 +114,30 @@ func (v *VM) Open(hv *Namespace) error {
 	}
 	p := &port{tap: t, done: make(chan struct{})}
 	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return errors.Join(fmt.Errorf("testnet: vm %s is closed", v.Name), t.close())
+	}
 	v.ports[hv] = p
-	v.mu.Unlock()
 	v.wg.Go(func() { defer close(p.done); v.copyDown(p) })
 	return nil
 }
 
 // IsOpen reports whether the VM has its tap on a hypervisor.
-func (v *VM) IsOpen(hv *Namespace) bool { return v.ports[hv] != nil }
+func (v *VM) IsOpen(hv *Namespace) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.ports[hv] != nil
+}
 
 // Remove takes the VM's tap on a hypervisor away. It must not run there.
 func (v *VM) Remove(hv *Namespace) error {
+	v.mu.Lock()
 	p := v.ports[hv]
 	if p == nil {
+		v.mu.Unlock()
 		return nil
 	}
-	v.mu.Lock()
 	if v.running == p {
 		v.mu.Unlock()
 		return fmt.Errorf("testnet: vm %s runs on %s: its tap stays", v.Name, hv.name)
@@ -156,11 +164,12 @@ func (v *VM) Pause() time.Time {
 // at 0, 50, 200, 450 and 800 ms, and the guest's own gratuitous ARPs and unsolicited Neighbor Advertisements. A
 // VM that resumes at the source after a failed migration does not announce itself.
 func (v *VM) Resume(hv *Namespace, announce bool) (time.Time, error) {
+	v.mu.Lock()
 	p := v.ports[hv]
 	if p == nil {
+		v.mu.Unlock()
 		return time.Time{}, fmt.Errorf("testnet: vm %s: no tap on %s", v.Name, hv.name)
 	}
-	v.mu.Lock()
 	if v.running != nil || v.closed {
 		v.mu.Unlock()
 		return time.Time{}, fmt.Errorf("testnet: vm %s: not paused", v.Name)
@@ -207,10 +216,12 @@ func (v *VM) Close() error {
 		return nil
 	}
 	v.closed, v.running = true, nil
+	ports := v.ports
+	v.ports = nil
 	v.changed.Broadcast()
 	v.mu.Unlock()
 	errs := []error{v.nic.close()}
-	for _, p := range v.ports {
+	for _, p := range ports {
 		errs = append(errs, p.tap.close())
 	}
 	v.wg.Wait()

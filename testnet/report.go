@@ -1,0 +1,272 @@
+package testnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Scenario is what the demo does with its cloud.
+type Scenario struct {
+	Moves    int
+	Blackout time.Duration
+	Interval time.Duration // between moves, at least
+	Seed     uint64
+}
+
+// Report is what came of a scenario.
+type Report struct {
+	Pass     bool          `json:"pass"`
+	Verdict  string        `json:"verdict"`
+	Problems []string      `json:"problems,omitempty"`
+	Moves    []*MoveReport `json:"moves"`
+	Flows    []FlowReport  `json:"flows"`
+	Machine  Machine       `json:"machine"`
+	Seconds  float64       `json:"seconds"`
+	Medians  Medians       `json:"medians"`
+}
+
+// Medians are over all moves, in milliseconds.
+type Medians struct {
+	BlackoutMS   float64 `json:"blackout_ms"`
+	PrepareMS    float64 `json:"prepare_ms"`
+	RunToClaimMS float64 `json:"run_to_claim_ms"`
+	RunToPushMS  float64 `json:"run_to_push_ms"`
+}
+
+// Machine is where the report was made, and what this machine's kernel itself has lost meanwhile.
+type Machine struct {
+	Kernel       string `json:"kernel"`
+	CPUs         int    `json:"cpus"`
+	BacklogDrops uint64 `json:"backlog_drops"` // packets that did not fit a CPU's input queue
+	VMMLost      uint64 `json:"vmm_lost"`      // frames that the VMM read and could not pass on
+}
+
+// Play runs the flows, moves the VM on its tour and reports what the flows saw. An error is one of the test's own
+// steps; that something was lost is a Report that does not pass.
+func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
+	begin := time.Now()
+	r := &Report{Moves: []*MoveReport{}, Machine: machine()}
+	dropsBefore := backlogDrops()
+	if err := c.Flows.Start(ctx); err != nil {
+		return nil, err
+	}
+	c.opts.Progress("flows run")
+	jitter := rand.New(rand.NewPCG(s.Seed, 0))
+	for range s.Moves {
+		// Not always at the same phase of anybody's timer.
+		if err := sleep(ctx, s.Interval+time.Duration(jitter.Int64N(int64(50*time.Millisecond)))); err != nil {
+			return nil, err
+		}
+		m, err := c.Move(ctx, Planned(c.next(), s.Blackout))
+		if err != nil {
+			return nil, err
+		}
+		r.Moves = append(r.Moves, m)
+		c.opts.Progress(m.line())
+	}
+	if err := sleep(ctx, s.Interval); err != nil {
+		return nil, err
+	}
+	c.opts.Progress("the last packets arrive")
+	if err := c.Flows.Stop(ctx); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	r.Flows = c.Flows.Report(Windows(r.Moves))
+	r.Machine.BacklogDrops = backlogDrops() - dropsBefore
+	for _, vm := range c.vms {
+		r.Machine.VMMLost += vm.Lost()
+	}
+	r.Seconds = time.Since(begin).Seconds()
+	r.judge()
+	return r, nil
+}
+
+// next is the next hypervisor of the tour.
+func (c *Cloud) next() string {
+	where := c.Where(hostWeb)
+	for i, h := range tour {
+		if h == where {
+			return tour[(i+1)%len(tour)]
+		}
+	}
+	return tour[0]
+}
+
+// Windows are the times in which the gaps of moves are looked for: from before each move until the next.
+func Windows(moves []*MoveReport) []Window {
+	out := make([]Window, len(moves))
+	for i, m := range moves {
+		out[i] = m.Window
+		out[i].To = m.Window.From.Add(time.Hour)
+		if i+1 < len(moves) {
+			out[i].To = moves[i+1].Window.From
+		}
+	}
+	return out
+}
+
+// judge fills the verdict and the medians.
+func (r *Report) judge() {
+	var blackout, prepare, claim, push []float64
+	for _, m := range r.Moves {
+		blackout, prepare = append(blackout, m.BlackoutMS), append(prepare, m.PrepareMS)
+		claim, push = append(claim, m.RunToClaimMS), append(push, m.RunToPushMS)
+		for _, p := range m.Problems {
+			r.Problems = append(r.Problems, m.ID+": "+p)
+		}
+	}
+	r.Medians = Medians{median(blackout), median(prepare), median(claim), median(push)}
+	var sent, received, lost, doubled uint64
+	broken := 0
+	for _, f := range r.Flows {
+		if f.Unit == "packets" {
+			sent, received, lost, doubled = sent+f.Sent, received+f.Received, lost+f.Lost, doubled+f.Duplicated
+		} else if !f.OK() {
+			broken++
+		}
+		if f.TesterDrops > 0 {
+			r.Problems = append(r.Problems, fmt.Sprintf("%s: the tester's own socket dropped %d packets: this run proves nothing", f.Name, f.TesterDrops))
+		}
+		if f.LastError != "" {
+			r.Problems = append(r.Problems, f.Name+": "+f.LastError)
+		}
+	}
+	if r.Machine.VMMLost > 0 {
+		r.Problems = append(r.Problems, fmt.Sprintf("the tester's own VMM lost %d frames: this run proves nothing", r.Machine.VMMLost))
+	}
+	r.Pass = lost == 0 && doubled == 0 && broken == 0 && len(r.Problems) == 0 && sent > 0
+	moved := fmt.Sprintf("the VM moved %d times", len(r.Moves))
+	if len(r.Moves) == 1 {
+		moved = "the VM moved once"
+	}
+	if r.Pass {
+		r.Verdict = fmt.Sprintf("PASS: %s; of %d packets in %d flows none was lost, none came twice, and the transfers are intact", moved, sent, len(r.Flows))
+		return
+	}
+	var why []string
+	for _, w := range []struct {
+		n    uint64
+		text string
+	}{{lost, "%d packets lost"}, {doubled, "%d duplicated"}, {uint64(broken), "%d transfers broken"}, {uint64(len(r.Problems)), "%d problems"}} {
+		if w.n > 0 {
+			why = append(why, fmt.Sprintf(w.text, w.n))
+		}
+	}
+	r.Verdict = fmt.Sprintf("FAIL: %s; of %d packets in %d flows %d arrived: %s", moved, sent, len(r.Flows), received, strings.Join(why, ", "))
+}
+
+// line says of a move in one line how it went.
+func (m *MoveReport) line() string {
+	return fmt.Sprintf("%s: %s -> %s, blackout %.1f ms, the D-ETRs knew %.1f ms after the VM ran", m.ID, m.From, m.To, m.BlackoutMS, m.RunToPushMS)
+}
+
+// WriteText writes the report for people.
+func (r *Report) WriteText(w io.Writer) error {
+	p := &printer{w: w}
+	for _, m := range r.Moves {
+		p.move(m)
+	}
+	p.flows(r.Flows)
+	if len(r.Moves) > 1 {
+		p.f("\nmedians of %d moves: blackout %.1f ms, prepare %.1f ms, run to claim %.1f ms, run to the D-ETRs' kernels %.1f ms\n",
+			len(r.Moves), r.Medians.BlackoutMS, r.Medians.PrepareMS, r.Medians.RunToClaimMS, r.Medians.RunToPushMS)
+	}
+	if r.Machine.BacklogDrops > 0 {
+		p.f("this machine's kernel dropped %d packets because a CPU's input queue was full\n", r.Machine.BacklogDrops)
+	}
+	for _, problem := range r.Problems {
+		p.f("problem: %s\n", problem)
+	}
+	p.f("\n%s\n", r.Verdict)
+	return p.err
+}
+
+// printer keeps the first error.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) f(format string, a ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format, a...)
+	}
+}
+
+// move draws a move's time line: one line a step, with a bar that ends where the step stands between the first and
+// the last.
+func (p *printer) move(m *MoveReport) {
+	p.f("\n%s  %s  %s -> %s  version %d  blackout %.1f ms\n", m.ID, m.VM, m.From, m.To, m.Version, m.BlackoutMS)
+	if len(m.Steps) == 0 {
+		return
+	}
+	const width = 30
+	first, last := m.Steps[0].MS, m.Steps[len(m.Steps)-1].MS
+	for _, s := range m.Steps {
+		at := 0
+		if last > first {
+			at = int((s.MS - first) / (last - first) * (width - 1))
+		}
+		p.f("  %+9.1f ms %s●%s %-14s %s\n", s.MS, strings.Repeat("─", at), strings.Repeat(" ", width-1-at), s.Name, s.Note)
+	}
+	if len(m.Dropped) > 0 {
+		p.f("  dropped: %v\n", m.Dropped)
+	}
+}
+
+func (p *printer) flows(flows []FlowReport) {
+	p.f("\n")
+	t := tabwriter.NewWriter(p.w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	_, err := fmt.Fprintln(t, "flow\tsent\treceived\tlost\tdouble\treordered\tgap, median ms\tgap, max ms\t")
+	for _, f := range flows {
+		note := ""
+		if f.Intact != nil {
+			note = " bytes, content intact"
+			if !*f.Intact {
+				note = " bytes, CONTENT BROKEN"
+			}
+		}
+		_, e := fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%.1f\t%.1f\t%s\n", f.Name, f.Sent, f.Received, f.Lost, f.Duplicated, f.Reordered, f.MaxGapMS, f.GapMaxMS, note)
+		err = errors.Join(err, e)
+	}
+	if err := errors.Join(err, t.Flush()); p.err == nil {
+		p.err = err
+	}
+}
+
+func machine() Machine {
+	m := Machine{CPUs: runtime.NumCPU()}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		m.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	return m
+}
+
+// backlogDrops is the second column of /proc/net/softnet_stat over all CPUs.
+func backlogDrops() (n uint64) {
+	b, err := os.ReadFile("/proc/net/softnet_stat")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		var processed, dropped uint64
+		if _, err := fmt.Sscanf(line, "%x %x", &processed, &dropped); err == nil {
+			n += dropped
+		}
+	}
+	return n
+}
