@@ -4,14 +4,19 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/tabi-lisp/tabi/lisp"
 )
@@ -19,15 +24,74 @@ import (
 // pusherEnv makes the test binary a Map-Server's BGP instead: a process that a test can kill.
 const pusherEnv = "TABI_TEST_PUSHER"
 
+// netnsEnv says that the test binary is already in a network namespace of its own.
+const netnsEnv = "TABI_TEST_NETNS"
+
 func TestMain(m *testing.M) {
-	if os.Getenv(pusherEnv) != "" {
+	switch {
+	case os.Getenv(pusherEnv) != "":
 		if err := pusherMain(os.Getenv(pusherEnv)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		return
+	case os.Getenv(netnsEnv) != "":
+		if err := addresses("127.0.0.1", msOutside, detrOutside, frrOutside); err != nil {
+			fmt.Fprintln(os.Stderr, "main_test:", err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	case slices.ContainsFunc(os.Args, func(a string) bool { return strings.HasPrefix(a, "-test.fuzz") }):
+		os.Exit(m.Run()) // the fuzzer talks to its workers over file descriptors
+	default:
+		os.Exit(inNamespace())
 	}
-	os.Exit(m.Run())
+}
+
+// Addresses that exist in the test's namespace, on lo, beside 127.0.0.0/8: FRR takes no next hop in that.
+const (
+	msOutside   = "100.64.7.2"
+	detrOutside = "100.65.5.2"
+	frrOutside  = "100.65.5.1"
+)
+
+// inNamespace runs this test binary again, in a new network namespace that goes when it ends, and returns
+// its exit code: ports and addresses are all ours, and nothing leaves.
+func inNamespace() int {
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), netnsEnv+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	fmt.Fprintln(os.Stderr, "main_test: run in a network namespace (this needs root):", err)
+	return 1
+}
+
+// addresses brings lo up with the given IPv4 addresses.
+func addresses(as ...string) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	for _, a := range as {
+		na, err := netlink.ParseAddr(a + "/32")
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrReplace(lo, na); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+	}
+	return nil
 }
 
 // pusherMain reads its Config from arg and Deltas from standard input, and answers each with a line.
