@@ -29,6 +29,19 @@ func configFile(n node, dir string, level string) (string, error) {
 	return b.String(), nil
 }
 
+// ConfigFiles are the configuration files of all daemons of the demo, by host, as they would be for a run in dir.
+func ConfigFiles(dir string) (map[string]string, error) {
+	out := make(map[string]string)
+	for _, n := range append([]node{inetNode}, nodes...) {
+		text, err := configFile(n, filepath.Join(dir, n.name), "info")
+		if err != nil {
+			return nil, err
+		}
+		out[n.name] = text
+	}
+	return out, nil
+}
+
 func adminSocket(dir, role string) string { return filepath.Join(dir, role+".sock") }
 
 // inetNode is the Internet router, which hangs on nothing.

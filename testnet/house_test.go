@@ -61,7 +61,7 @@ var only = map[string]struct {
 	"github.com/google/gopacket":   {[]string{"lisp/lisplayer", "testnet"}, "capture tools and tests, never daemons"},
 	"github.com/mdlayher/ndp":      {[]string{"xtr/gateway"}, "Neighbor Discovery is the gateway's"},
 	"github.com/mdlayher/packet":   {[]string{"xtr/gateway"}, "raw frames of VM interfaces are the gateway's"},
-	"github.com/google/go-cmp":     {nil, "for tests"},
+	"github.com/google/go-cmp":     {[]string{"lisp/sinktest"}, "for tests, and for the one that others run"},
 	"github.com/vishvananda/netns": {nil, "namespaces are entered by testnet, with locked threads"},
 }
 

@@ -2,28 +2,51 @@ package testnet
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
+	"net/netip"
 	"strings"
 	"time"
 )
 
 // mappingRow is what we read of a row of a D-ETR's "mappings" table.
 type mappingRow struct {
-	EID         string    `json:"eid"`
-	Version     uint16    `json:"version"`
-	Locators    any       `json:"locators"`
-	RLOCs       any       `json:"rlocs"`
-	InstalledAt time.Time `json:"installed_at"`
+	EID         string
+	InstalledAt time.Time
+	rlocs       map[netip.Addr]bool // addresses that the row names beside its EID
+}
+
+// UnmarshalJSON takes the row as it is made for people: its locators are whatever addresses it names.
+func (m *mappingRow) UnmarshalJSON(b []byte) error {
+	var row map[string]json.RawMessage
+	if err := json.Unmarshal(b, &row); err != nil {
+		return err
+	}
+	*m = mappingRow{rlocs: make(map[netip.Addr]bool)}
+	for key, raw := range row {
+		var err error
+		switch key {
+		case "eid":
+			err = json.Unmarshal(raw, &m.EID)
+		case "installed_at":
+			err = json.Unmarshal(raw, &m.InstalledAt)
+		default:
+			for _, word := range strings.FieldsFunc(string(raw), func(r rune) bool { return strings.ContainsRune("\"[]{}, /=()", r) }) {
+				if a, e := netip.ParseAddr(word); e == nil {
+					m.rlocs[a] = true
+				}
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("mappings: %s: %w", key, err)
+		}
+	}
+	return nil
 }
 
 // at reports whether the row's locators name the RLOC.
-func (m mappingRow) at(rloc string) bool {
-	return slices.ContainsFunc([]any{m.Locators, m.RLOCs}, func(v any) bool {
-		return v != nil && strings.Contains(fmt.Sprint(v), rloc)
-	})
-}
+func (m *mappingRow) at(rloc netip.Addr) bool { return m.rlocs[rloc] }
 
 // anchorMappings asks a D-ETR for its mappings, by EID.
 func (c *Cloud) anchorMappings(ctx context.Context, anchor string) (map[string]mappingRow, error) {
@@ -84,7 +107,7 @@ func (c *Cloud) anchorAt(ctx context.Context, anchor string, vms []string) (last
 		return last, "", err
 	}
 	for _, vm := range vms {
-		rloc := mustNode(c.Where(vm)).rlocList()[0].String()
+		rloc := mustNode(c.Where(vm)).rlocList()[0]
 		for _, eid := range endpoints[vm].eids() {
 			row, ok := rows[eid]
 			if !ok || !row.at(rloc) {

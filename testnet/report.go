@@ -210,12 +210,9 @@ func (p *printer) f(format string, a ...any) {
 // the last.
 func (p *printer) move(m *MoveReport) {
 	p.f("\n%s  %s  %s -> %s  version %d  blackout %.1f ms\n", m.ID, m.VM, m.From, m.To, m.Version, m.BlackoutMS)
-	if len(m.Steps) == 0 {
-		return
-	}
 	const width = 30
-	first, last := m.Steps[0].MS, m.Steps[len(m.Steps)-1].MS
-	for _, s := range m.Steps {
+	for _, s := range m.Steps { // in order
+		first, last := m.Steps[0].MS, m.Steps[len(m.Steps)-1].MS
 		at := 0
 		if last > first {
 			at = int((s.MS - first) / (last - first) * (width - 1))
