@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 	"time"
 
@@ -92,7 +91,7 @@ func (e *Endpoint) Run(ctx context.Context, handle func(Packet)) error {
 		<-ctx.Done()
 		for _, c := range e.conns {
 			if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-				e.log.Warn("closing a control socket", "addr", c.LocalAddr().String(), "err", err)
+				e.log.Warn("closing a control socket", "rloc", c.LocalAddr().String(), "err", err)
 			}
 		}
 	})
@@ -233,7 +232,6 @@ func addrPort(a net.Addr) netip.AddrPort {
 func (e *Endpoint) dropped(reason dropReason, from netip.AddrPort, err error) {
 	n, log := e.counters.dropAt(reason, time.Now())
 	if log {
-		e.log.Warn("dropped control messages", "reason", reason.String(), "from", from.String(),
-			"err", err, "total", strconv.FormatUint(n, 10))
+		e.log.Warn("dropped control messages", "reason", reason.String(), "peer", from.String(), "n", n, "err", err)
 	}
 }

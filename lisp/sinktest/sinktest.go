@@ -148,8 +148,9 @@ func cases() []struct {
 		{"keys", []step{
 			{"a prefix and a host in it", lisp.Delta{Put: list{web(1), aggregate}}, list{web(1), aggregate}},
 			{"the same in another instance", lisp.Delta{Put: list{other}}, list{web(1), aggregate, other}},
+			{"delete the prefix", lisp.Delta{Del: []lisp.EID{aggregate.EID}}, list{web(1), other}},
+			{"the prefix again", lisp.Delta{Put: list{aggregate}}, list{web(1), aggregate, other}},
 			{"delete the host", lisp.Delta{Del: []lisp.EID{web(0).EID}}, list{aggregate, other}},
-			{"delete the prefix", lisp.Delta{Del: []lisp.EID{aggregate.EID}}, list{other}},
 		}},
 		{"empty", []step{
 			{"nothing", lisp.Delta{}, nil},

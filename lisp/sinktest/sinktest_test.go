@@ -1,7 +1,13 @@
 package sinktest
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
 	"testing"
 
 	"github.com/tabi-lisp/tabi/lisp"
@@ -55,4 +61,91 @@ func TestKeep(t *testing.T) {
 			Keep: func(m lisp.Mapping) lisp.Mapping { m.SiteID = 0; return m },
 		}
 	})
+}
+
+// mutants are Sinks with one fault each.
+var mutants = map[string]func(m *memory, d lisp.Delta) error{
+	"full-adds": func(m *memory, d lisp.Delta) error {
+		d.Full = false
+		return m.Apply(context.Background(), d)
+	},
+	"no-delete": func(m *memory, d lisp.Delta) error {
+		d.Del = nil
+		return m.Apply(context.Background(), d)
+	},
+	"unknown-delete-fails": func(m *memory, d lisp.Delta) error {
+		for _, e := range d.Del {
+			if _, ok := m.table.Get(e); !ok {
+				return fmt.Errorf("no such EID %v", e)
+			}
+		}
+		return m.Apply(context.Background(), d)
+	},
+	"locators-pile-up": func(m *memory, d lisp.Delta) error {
+		for i, p := range d.Put {
+			if old, ok := m.table.Get(p.EID); ok && !d.Full {
+				d.Put[i].Locators = append(slices.Clone(old.Locators), p.Locators...)
+			}
+		}
+		return m.Apply(context.Background(), d)
+	},
+	"no-instances": func(m *memory, d lisp.Delta) error {
+		d.Put = slices.Clone(d.Put)
+		for i := range d.Put {
+			d.Put[i].EID.IID = 0
+		}
+		return m.Apply(context.Background(), d)
+	},
+	"delete-takes-more-specifics": func(m *memory, d lisp.Delta) error {
+		for _, e := range d.Del {
+			for s := range m.table.Subnets(e) {
+				m.table.Delete(s)
+			}
+		}
+		return m.Apply(context.Background(), d)
+	},
+	"forgets-version": func(m *memory, d lisp.Delta) error {
+		d.Put = slices.Clone(d.Put)
+		for i := range d.Put {
+			d.Put[i].Version = 1
+		}
+		return m.Apply(context.Background(), d)
+	},
+	"half-with-an-error": func(m *memory, d lisp.Delta) error {
+		if err := m.Apply(context.Background(), d); err != nil {
+			return err
+		}
+		if len(d.Put) > 1 {
+			return errors.New("too much")
+		}
+		return nil
+	},
+}
+
+const mutantEnv = "TABI_SINKTEST_MUTANT"
+
+type mutant struct {
+	memory
+	apply func(*memory, lisp.Delta) error
+}
+
+func (m *mutant) Apply(_ context.Context, d lisp.Delta) error { return m.apply(&m.memory, d) }
+
+// The conformance test finds every fault: each mutant is tested in a process of its own, which must fail.
+func TestMutants(t *testing.T) {
+	if name := os.Getenv(mutantEnv); name != "" {
+		Test(t, func(*testing.T) Subject {
+			m := &mutant{apply: mutants[name]}
+			return Subject{Sink: m, Content: m.content}
+		})
+		return
+	}
+	for name := range mutants {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestMutants$")
+		cmd.Env = append(os.Environ(), mutantEnv+"="+name)
+		out, err := cmd.CombinedOutput()
+		if err == nil || !bytes.Contains(out, []byte("--- FAIL: TestMutants/")) {
+			t.Errorf("%s: the conformance test passes it: %v\n%s", name, err, out)
+		}
+	}
 }
