@@ -20,7 +20,8 @@ import (
 //
 // All methods may be called from any goroutine. Readers take no lock and see each write whole; an
 // iteration sees the state of each instance at the moment it reaches it. A value that was inserted is
-// shared with all readers: it is replaced, not changed.
+// shared with all readers: it is replaced, not changed. An Insert or Delete copies the values next to its
+// own, so V had better be small: a pointer to what is large.
 type Table[V any] struct {
 	mu        sync.Mutex // serializes writers
 	instances atomic.Pointer[map[uint32]*instance[V]]
