@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 		fakeDaemon()
 	case "victim":
 		victim()
+	case "unprivileged":
+		fmt.Print(MissingPrivilege())
+		os.Exit(0)
 	case "janitor":
 		if err := Janitor(os.Args[1], os.Stdin); err != nil {
 			fmt.Fprintln(os.Stderr, err)

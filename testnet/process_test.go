@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,4 +201,27 @@ func TestProcessRefIsNotJustAPid(t *testing.T) {
 	must(t, ref.kill())
 	_ = cmd.Wait()
 	_ = in.(io.Closer).Close()
+}
+
+func TestWithoutRootOneLineSaysWhatIsMissing(t *testing.T) {
+	// The test's own directory is closed to others: they get a copy.
+	dir, err := os.MkdirTemp("", "testnet")
+	must(t, err)
+	defer os.RemoveAll(dir)
+	must(t, os.Chmod(dir, 0o755))
+	exe := filepath.Join(dir, "test")
+	b, err := os.ReadFile("/proc/self/exe")
+	must(t, err)
+	must(t, os.WriteFile(exe, b, 0o755))
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), "TESTNET_ROLE=unprivileged")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	must(t, err)
+	if !strings.Contains(string(out), "sudo") || strings.Contains(string(out), "\n") {
+		t.Errorf("%q", out)
+	}
+	if missing := MissingPrivilege(); missing != "" {
+		t.Errorf("as root: %s", missing)
+	}
 }
