@@ -23,7 +23,7 @@ type fakeQueue struct {
 }
 
 func newFakeQueue(sink func([]byte) error) *fakeQueue {
-	return &fakeQueue{up: make(chan []byte, 1<<16), closed: make(chan struct{}), sink: sink}
+	return &fakeQueue{up: make(chan []byte, 1024), closed: make(chan struct{}), sink: sink}
 }
 
 func (q *fakeQueue) Read(b []byte) (int, error) {

@@ -40,14 +40,13 @@ func complete(f *frame) bool {
 		return true
 	}
 	b := f.buf[f.q.vnetLen:]
-	if start < etherLen || start >= len(b) || field+2 > len(b) {
+	if p, ok := parsePacket(f.packet(), gsoType(f.vnet()) != gsoNone); ok {
+		b = b[:etherLen+p.length]
+	}
+	if start < etherLen || start >= len(b) || field < start || field+2 > len(b) {
 		return false
 	}
-	end := len(b)
-	if p, ok := parsePacket(f.packet(), gsoType(f.vnet()) != gsoNone); ok {
-		end = min(end, etherLen+p.length)
-	}
-	sum := finish(checksum(0, b[start:end]))
+	sum := finish(checksum(0, b[start:]))
 	if sum == 0 {
 		sum = 0xffff // RFC 768: an all-zero checksum means none
 	}
