@@ -17,7 +17,9 @@ import (
 	"github.com/tabi-lisp/tabi/lisp"
 )
 
-// AgentTimes are the steps that an agent saw, by its clock; zero = not (yet).
+// AgentTimes are the steps that an agent saw, by its clock; zero = not (yet). On a source, Run is when
+// it was told that the VM runs on the target, and Claimed when the mapping system said so; Aborted is
+// when an agent began to undo.
 type AgentTimes struct {
 	Prepared    time.Time `json:"prepared,omitzero"`
 	Paused      time.Time `json:"paused,omitzero"`
@@ -37,7 +39,7 @@ type AgentRecord struct {
 	State      string            `json:"state"`
 	EIDs       []lisp.EID        `json:"eids"`
 	PeerRLOC   string            `json:"peer_rloc,omitempty"`
-	Version    lisp.Version      `json:"version"`
+	Version    lisp.Version      `json:"version"` // newest that it knows of the mapping
 	Times      AgentTimes        `json:"times"`
 	Held       uint64            `json:"held"`
 	Redirected uint64            `json:"redirected"`
@@ -52,14 +54,14 @@ func (r *AgentRecord) runs() bool { return r.saw() && r.Times.Aborted.IsZero() }
 // saw: the agent of this target has seen the VM run, or was told so.
 func (r *AgentRecord) saw() bool { return r != nil && !r.Times.Run.IsZero() }
 
-// gave: this source has let the VM go: it settled.
-func (r *AgentRecord) gave() bool {
-	return r != nil && !r.Times.Settled.IsZero() && r.Times.Aborted.IsZero()
+// told: this source was told by the mapping system that the VM runs at PeerRLOC.
+func (r *AgentRecord) told() bool {
+	return r != nil && r.Role == Source && !r.Times.Claimed.IsZero() && r.Times.Aborted.IsZero()
 }
 
 // final: the agent will add nothing to the record.
 func (r *AgentRecord) final() bool {
-	return r != nil && (!r.Times.Settled.IsZero() || !r.Times.Aborted.IsZero())
+	return r != nil && (r.State == "settled" || r.State == "aborted" || r.State == "superseded")
 }
 
 // agentVM is the body of PUT /v1/vms/{vm} at an agent.
@@ -78,7 +80,7 @@ type agentHandover struct {
 	EIDs      []lisp.EID   `json:"eids"`
 	PeerRLOC  netip.Addr   `json:"peer_rloc"`
 	PeerXTRID lisp.XTRID   `json:"peer_xtr_id"`
-	Version   lisp.Version `json:"version"`
+	Version   lisp.Version `json:"version"` // of the mapping now, 0 = not known; the target claims one higher
 }
 
 // agents is how the controller reaches the agents. Every call may block until ctx ends, is idempotent,

@@ -140,7 +140,7 @@ func serveTable(w http.ResponseWriter, req *http.Request, table []route) {
 	}
 	fmt.Fprintln(tw, "\nErrors are {\"error\": \"...\"}; those about a move also have \"move\". PUTs may be repeated.")
 	fmt.Fprintln(tw, `site        {"name","description"}`)
-	fmt.Fprintln(tw, `hypervisor  {"name","site","rloc","xtr_id","site_id","agent","token"}`)
+	fmt.Fprintln(tw, `hypervisor  {"name","site","rloc","xtr_id","site_id","agent","token","locators":[{"rloc","priority","weight"}]}`)
 	fmt.Fprintln(tw, `vm          {"name","hypervisor","macs":[],"eids":[],"interface"}`)
 	_ = tw.Flush() // the caller has gone
 }
@@ -367,9 +367,8 @@ func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
 	if err := named("hypervisor", r.PathValue("name"), &h.Name); err != nil {
 		return 0, nil, err
 	}
-	h.RLOC = h.RLOC.Unmap()
-	h.Agent = strings.TrimSuffix(h.Agent, "/")
-	if err := h.validate(); err != nil {
+	h, err := h.normal()
+	if err != nil {
 		return 0, nil, fail(http.StatusBadRequest, "%v", err)
 	}
 	return c.write(r, func(time.Time) (any, error) {
@@ -378,7 +377,7 @@ func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
 		if in.Token != nil {
 			h.Token = *in.Token
 		}
-		if ok && old == h {
+		if ok && old.same(h) {
 			return put{false, c.hvStatus(h)}, nil
 		}
 		if _, ok := c.inv.sites[h.Site]; !ok {
@@ -389,9 +388,9 @@ func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
 				return nil, fail(http.StatusConflict, "hypervisor %s: %s has the same xtr_id or rloc", h.Name, o.Name)
 			}
 		}
-		if ok && (old.RLOC != h.RLOC || old.XTRID != h.XTRID || old.SiteID != h.SiteID) {
+		if ok && !old.samePeer(h) {
 			if m := c.takesPart(h.Name); m != nil {
-				return nil, fail(http.StatusConflict, "hypervisor %s takes part in %s: its rloc and xtr_id cannot change now", h.Name, m.summary())
+				return nil, fail(http.StatusConflict, "hypervisor %s takes part in %s: how others know it cannot change now", h.Name, m.summary())
 			}
 		}
 		c.inv.hvs[h.Name] = h
@@ -630,8 +629,7 @@ func (c *Controller) prepare(id string, in MoveRequest, now time.Time) (any, err
 			State: Preparing, Times: Times{PrepareStarted: now}, Dropped: map[string]uint64{}, Why: "asked for",
 		},
 		Seq: c.seq, MACs: v.MACs, Interface: v.Interface, Open: true, Since: now, Known: c.versionOf(v),
-		Src: Side{Hypervisor: from.Name, RLOC: from.RLOC, XTRID: from.XTRID, SiteID: from.SiteID},
-		Tgt: Side{Hypervisor: to.Name, RLOC: to.RLOC, XTRID: to.XTRID, SiteID: to.SiteID},
+		Src: from.side(), Tgt: to.side(),
 	}}
 	c.insert(e)
 	c.counters.add("moves asked for", 1)

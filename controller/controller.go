@@ -485,7 +485,7 @@ func (c *Controller) do(p pending, now time.Time) {
 		}
 		body := agentHandover{
 			Role: a.role, VM: e.m.VM, Interface: e.m.Interface, MACs: e.m.MACs, EIDs: e.m.EIDs,
-			PeerRLOC: other.RLOC, PeerXTRID: other.XTRID, Version: e.m.Version,
+			PeerRLOC: other.RLOC, PeerXTRID: other.XTRID, Version: e.m.Known,
 		}
 		c.wg.Go(func() { c.call(p.id, a, h, body) })
 	}
@@ -616,7 +616,7 @@ func (c *Controller) setSpeeds() {
 
 // polled takes what an agent says of its handovers.
 func (c *Controller) polled(p poll, now time.Time) {
-	if cur, ok := c.inv.hvs[p.h.Name]; !ok || cur != p.h {
+	if cur, ok := c.inv.hvs[p.h.Name]; !ok || !cur.same(p.h) {
 		return // it was asked where it is not any more
 	}
 	st := c.status[p.h.Name]

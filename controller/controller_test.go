@@ -311,6 +311,7 @@ func TestCommitAgentsDead(t *testing.T) {
 					}
 				})
 				r.must(t, http.StatusOK, "POST", "/v1/moves/m1/commit?wait=1s", "")
+				time.Sleep(10 * latency) // the other Map-Server may be a moment later
 				w.checkAt(t, "hv2", 7)
 				m := r.until(t, "m1", Settled)
 				if d := m.Times.Settled.Sub(m.Times.Committed); d < 2*time.Minute || d > 4*time.Minute {
@@ -649,7 +650,7 @@ func TestUnprepared(t *testing.T) {
 		w.with(func() {
 			s := &AgentRecord{ID: "unprepared-a", VM: "web", Role: Source, EIDs: webEIDs, PeerRLOC: rlocOf("hv2").String()}
 			redirect(s)
-			d := &AgentRecord{ID: "unprepared-b", VM: "web", Role: Target, EIDs: webEIDs, PeerRLOC: rlocOf("hv1").String(), Version: 7}
+			d := &AgentRecord{ID: "unprepared-b", VM: "web", Role: Target, EIDs: webEIDs, PeerRLOC: rlocOf("hv1").String(), Version: 6}
 			w.agent("hv1").hos[s.ID], w.agent("hv2").hos[d.ID] = s, d
 			w.run(w.agent("hv2"), d)
 		})

@@ -289,12 +289,13 @@ func (w *cloud) run(a *fakeAgent, r *AgentRecord) {
 	}
 	r.Times.Run, r.State, r.Held = time.Now(), "running", 23
 	r.Times.Flushed = time.Now()
+	claim := claimed(r.Version)
 	for _, s := range w.servers() {
 		if s.down {
 			continue
 		}
 		for _, e := range r.EIDs {
-			v, ok := s.claim(e, r.Version, xtrOf(a.name), rlocOf(a.name))
+			v, ok := s.claim(e, claim, xtrOf(a.name), rlocOf(a.name))
 			if ok {
 				r.Version, r.Times.Claimed = v, time.Now()
 			}
@@ -358,7 +359,7 @@ type fakeMS struct {
 
 // claim registers, and returns the version, or what is held instead.
 func (s *fakeMS) claim(e lisp.EID, v lisp.Version, x lisp.XTRID, rloc netip.Addr) (lisp.Version, bool) {
-	n := lisp.Mapping{EID: e, Version: v, XTRID: x, TTL: 1440, Locators: locators(rloc)}
+	n := lisp.Mapping{EID: e, Version: v, XTRID: x, TTL: 1440, Locators: (&Side{RLOC: rloc}).registered()}
 	old, ok := s.reg[e]
 	switch {
 	case !ok && v == 0:

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,6 +29,34 @@ type Hypervisor struct {
 	SiteID lisp.SiteID `json:"site_id,omitempty"` // LISP Site-ID of its xTR
 	Agent  string      `json:"agent"`             // base URL of the agent's API
 	Token  string      `json:"token,omitempty"`   // bearer token of the agent's API; never shown
+
+	// Locators are what its xTR registers, when that is not just RLOC with priority 1 and weight 100: the
+	// controller registers the same on its behalf. RLOC, where other xTRs redirect to, is one of them.
+	Locators []Locator `json:"locators,omitempty"`
+}
+
+// Locator is one RLOC of an xTR.
+type Locator struct {
+	RLOC     netip.Addr `json:"rloc"`
+	Priority uint8      `json:"priority"`
+	Weight   uint8      `json:"weight"`
+}
+
+// same reports whether h and o are equal.
+func (h Hypervisor) same(o Hypervisor) bool {
+	ls, os := h.Locators, o.Locators
+	h.Locators, o.Locators = nil, nil
+	return slices.Equal(ls, os) && reflect.DeepEqual(h, o)
+}
+
+// samePeer reports whether h and o are one xTR to other xTRs and to Map-Servers.
+func (h Hypervisor) samePeer(o Hypervisor) bool {
+	return h.RLOC == o.RLOC && h.XTRID == o.XTRID && h.SiteID == o.SiteID && slices.Equal(h.Locators, o.Locators)
+}
+
+// side is h's part in a move.
+func (h Hypervisor) side() Side {
+	return Side{Hypervisor: h.Name, RLOC: h.RLOC, XTRID: h.XTRID, SiteID: h.SiteID, Locators: h.Locators}
 }
 
 // VM is a virtual machine and its addresses.
@@ -70,9 +99,28 @@ func checkName(what, name string) error {
 
 func (s Site) validate() error { return checkName("site", s.Name) }
 
+// normal brings h to the one form in which it is stored and compared, and validates it.
+func (h Hypervisor) normal() (Hypervisor, error) {
+	h.RLOC = h.RLOC.Unmap()
+	h.Agent = strings.TrimSuffix(h.Agent, "/")
+	h.Locators = slices.Clone(h.Locators)
+	for i := range h.Locators {
+		h.Locators[i].RLOC = h.Locators[i].RLOC.Unmap()
+	}
+	slices.SortFunc(h.Locators, func(a, b Locator) int { return a.RLOC.Compare(b.RLOC) })
+	return h, h.validate()
+}
+
 func (h Hypervisor) validate() error {
 	if err := checkName("hypervisor", h.Name); err != nil {
 		return err
+	}
+	own := len(h.Locators) == 0
+	for i, l := range h.Locators {
+		if !l.RLOC.IsValid() || l.RLOC.Zone() != "" || i > 0 && l.RLOC == h.Locators[i-1].RLOC {
+			return fmt.Errorf("hypervisor %s: locators: each needs an rloc of its own", h.Name)
+		}
+		own = own || l.RLOC == h.RLOC
 	}
 	switch {
 	case h.Site == "":
@@ -81,6 +129,9 @@ func (h Hypervisor) validate() error {
 		return fmt.Errorf("hypervisor %s: rloc must be an address", h.Name)
 	case h.XTRID.IsZero():
 		return fmt.Errorf("hypervisor %s: xtr_id must be 32 hexadecimal digits, not all 0", h.Name)
+	}
+	if !own {
+		return fmt.Errorf("hypervisor %s: rloc %s is not among its locators", h.Name, h.RLOC)
 	}
 	u, err := url.Parse(h.Agent)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" || u.Fragment != "" {

@@ -30,7 +30,7 @@ type (
 		role    Role
 		verb    Verb
 		started time.Time
-		version lisp.Version // that the agent was prepared with
+		version lisp.Version // that the agent was told as the current one
 		rec     *AgentRecord // nil if the answer had none
 		err     error
 	}
@@ -258,19 +258,17 @@ func (s *stepper) lookedUp(ev evLookup) {
 		}
 	}
 	if m.State == Preparing {
-		s.choose()
+		m.Version = claimed(m.Known)
 	}
 }
 
-// choose fixes the version that the target is to claim with: the newest that is known plus one, or 0.
-func (s *stepper) choose() {
-	m := s.m
-	if m.Known == 0 {
-		return
+// claimed is the version of a claim by somebody who knows of v: one higher, or 0 for the Map-Server to
+// number (DESIGN.md section 3).
+func claimed(v lisp.Version) lisp.Version {
+	if v == 0 {
+		return 0
 	}
-	if v := m.Known.Next(); v.Newer(m.Version) {
-		m.Version = v
-	}
+	return v.Next()
 }
 
 func (s *stepper) called(ev evCall) {
@@ -289,7 +287,7 @@ func (s *stepper) called(ev evCall) {
 			sd.Told, sd.ToldAt = ev.verb, s.now
 		}
 		if ev.verb == VerbPrepare {
-			sd.Version = uint16(ev.version)
+			sd.Version = ev.version
 			s.heard(ev.rec)
 		}
 		return
@@ -306,9 +304,12 @@ func (s *stepper) called(ev evCall) {
 			}
 			return
 		}
-	case errors.As(ev.err, &st) && st.Code == 409 && ev.verb == VerbAbort && ev.role == Target && m.State == Aborting:
-		s.run("the VM runs on the target after all: " + st.Text)
-		return
+	case errors.As(ev.err, &st) && st.final() && ev.verb == VerbAbort:
+		if st.Code == 409 && ev.role == Target && m.State == Aborting {
+			s.run("the VM runs on the target after all: " + st.Text)
+			return
+		}
+		sd.Told, sd.ToldAt = VerbAbort, s.now // there is nothing that it could undo
 	}
 	sd.Error = ev.err.Error()
 	if ev.verb == verbLook {
@@ -336,16 +337,14 @@ func (s *stepper) backOff(sd *Side) {
 	sd.retryAt = s.now.Add(d)
 }
 
-// heard takes the version that an agent knows from its answer to a prepare.
+// heard takes the version that an agent knows from its answer to a prepare. If it is newer than what we
+// told the other, that one is told again.
 func (s *stepper) heard(rec *AgentRecord) {
 	m := s.m
-	if rec == nil || m.State != Preparing || !rec.Version.Newer(m.Version) {
+	if rec == nil || m.State != Preparing || !rec.Version.Newer(m.Known) {
 		return
 	}
-	if rec.Version.Newer(m.Known) {
-		m.Known = rec.Version
-	}
-	s.choose()
+	m.Known, m.Version = rec.Version, claimed(rec.Version)
 }
 
 func (s *stepper) reported(ev evReport) {
@@ -386,8 +385,13 @@ func (s *stepper) see(r Role, rec *AgentRecord) {
 		switch {
 		case r == Target && rec.runs():
 			s.run("the target's agent saw the VM run")
-		case r == Source && rec.gave():
-			s.run("the source's agent was told by the mapping system that the VM runs on the target")
+		case r == Source && rec.told() && rec.PeerRLOC == m.Tgt.RLOC.String():
+			s.run("the mapping system told the source's agent that the VM runs on the target")
+		case r == Source && rec.told():
+			// It has nothing to take back, and must not claim what runs elsewhere.
+			m.Error = fmt.Sprintf("the VM went elsewhere: %s", rec.Why)
+			s.enter(Aborting, "the mapping system told the source's agent that the VM runs at "+rec.PeerRLOC)
+			m.Src.Told = VerbAbort
 		case undone && m.Times.Prepared.IsZero():
 			m.Error = fmt.Sprintf("%s %s gave the move up: %s", r, m.side(r).Hypervisor, rec.Why)
 			s.enter(Aborting, "prepare was given up by an agent")
@@ -570,7 +574,7 @@ func (s *stepper) call(r Role, v Verb) {
 }
 
 func (s *stepper) ready(sd *Side) bool {
-	return sd.Told == VerbPrepare && sd.Version == uint16(s.m.Version)
+	return sd.Told == VerbPrepare && sd.Version == s.m.Known
 }
 
 // preparing: the target must be ready to hold packets before the source may send it any.

@@ -107,17 +107,18 @@ const (
 
 // Side is one agent's part in a move: what it was told and what is known of it.
 type Side struct {
-	Hypervisor string      `json:"hypervisor"`
-	RLOC       netip.Addr  `json:"rloc"`
-	XTRID      lisp.XTRID  `json:"xtr_id"`
-	SiteID     lisp.SiteID `json:"site_id,omitempty"`
-	AgentID    string      `json:"agent_id,omitempty"` // its name for the move, when it is not ours
-	Asked      bool        `json:"asked,omitempty"`    // a prepare may have reached it
-	Told       Verb        `json:"told,omitempty"`     // the last verb that it acknowledged
-	ToldAt     time.Time   `json:"told_at,omitzero"`   // when
-	Version    uint16      `json:"version,omitempty"`  // the version that it was prepared with
-	Gone       bool        `json:"gone,omitempty"`     // it forgot the move, or is given up
-	Error      string      `json:"error,omitempty"`
+	Hypervisor string       `json:"hypervisor"`
+	RLOC       netip.Addr   `json:"rloc"`
+	XTRID      lisp.XTRID   `json:"xtr_id"`
+	SiteID     lisp.SiteID  `json:"site_id,omitempty"`
+	Locators   []Locator    `json:"locators,omitempty"`
+	AgentID    string       `json:"agent_id,omitempty"` // its name for the move, when it is not ours
+	Asked      bool         `json:"asked,omitempty"`    // a prepare may have reached it
+	Told       Verb         `json:"told,omitempty"`     // the last verb that it acknowledged
+	ToldAt     time.Time    `json:"told_at,omitzero"`   // when
+	Version    lisp.Version `json:"version,omitempty"`  // the current version, as it was told
+	Gone       bool         `json:"gone,omitempty"`     // it forgot the move, or is given up
+	Error      string       `json:"error,omitempty"`
 
 	busy    bool // a call is under way
 	looked  bool // aborting: it was asked what it sees
@@ -134,7 +135,7 @@ type Move struct {
 	Interface string                    `json:"interface,omitempty"`
 	Versions  map[lisp.EID]lisp.Version `json:"versions,omitempty"` // what each EID is registered with
 	LookedUp  bool                      `json:"looked_up,omitempty"`
-	Known     lisp.Version              `json:"known,omitempty"` // newest version that was known before the move
+	Known     lisp.Version              `json:"known,omitempty"` // newest version of the mapping at the source
 	Reclaims  int                       `json:"reclaims,omitempty"`
 	Src       Side                      `json:"source_side"`
 	Tgt       Side                      `json:"target_side"`

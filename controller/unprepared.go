@@ -51,9 +51,9 @@ func (c *Controller) observed(h Hypervisor, v VM, r *AgentRecord, now time.Time)
 			State: Running, Version: r.Version, Why: "not announced: the agents carried it out", Target: &rec,
 		},
 		Seq: c.seq, MACs: v.MACs, Interface: v.Interface, Observed: true, Open: true, Since: now,
-		Src: Side{Hypervisor: from.Name, RLOC: from.RLOC, XTRID: from.XTRID, SiteID: from.SiteID},
-		Tgt: Side{Hypervisor: h.Name, RLOC: h.RLOC, XTRID: h.XTRID, SiteID: h.SiteID, AgentID: r.ID},
+		Src: from.side(), Tgt: h.side(),
 	}}
+	e.m.Tgt.AgentID = r.ID
 	c.insert(e)
 	c.log.Info("found a move that nobody announced", "move", e.m.ID, "vm", v.Name, "from", from.Name, "to", h.Name)
 	c.counters.add("moves not announced", 1)

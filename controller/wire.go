@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -63,9 +64,18 @@ func newWire(cfg Config, ep Endpoint, cs *counters) *wire {
 	return w
 }
 
-// locators are what a target registers: its RLOC, at priority 1 and weight 100.
-func locators(rloc netip.Addr) []lisp.Locator {
-	return []lisp.Locator{{RLOC: rloc, Priority: 1, Weight: 100, MPriority: lisp.UnusablePriority, Local: true, Reachable: true}}
+// registered are the locators that a target registers.
+func (sd *Side) registered() []lisp.Locator {
+	ls := sd.Locators
+	if len(ls) == 0 {
+		ls = []Locator{{sd.RLOC, 1, 100}}
+	}
+	var out []lisp.Locator
+	for _, l := range ls {
+		out = append(out, lisp.Locator{RLOC: l.RLOC, Priority: l.Priority, Weight: l.Weight, Local: true, Reachable: true})
+	}
+	slices.SortFunc(out, lisp.CompareLocators)
+	return out
 }
 
 // register sends one Map-Register on behalf of the xTR at to: with its xTR-ID and its RLOC, but with
@@ -77,7 +87,7 @@ func (w *wire) register(move string, to Side, r actRegister, nonce uint64, now t
 		Nonce: nonce, XTRID: to.XTRID, SiteID: to.SiteID,
 		Records: []lisp.Mapping{{
 			EID: r.eid, TTL: w.cfg.RegisterTTL, Version: r.version, Authoritative: true,
-			Locators: locators(to.RLOC), XTRID: to.XTRID, SiteID: to.SiteID,
+			Locators: to.registered(), XTRID: to.XTRID, SiteID: to.SiteID,
 		}},
 	}
 	b, err := lisp.AppendSigned(nil, msg, w.keys[r.server])
