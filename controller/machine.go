@@ -125,6 +125,9 @@ func (e env) step(old Move, ev event, now time.Time) (m Move, acts []action, nex
 		s.advance()
 	}
 	m.merge()
+	if !m.Open {
+		s.next = time.Time{}
+	}
 	return m, s.acts, s.next
 }
 
