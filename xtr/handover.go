@@ -1,0 +1,640 @@
+package xtr
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/tabi-lisp/tabi/lisp"
+	"github.com/tabi-lisp/tabi/xtr/fib"
+)
+
+// handover is one VM's move, seen from the source or from the target: a state machine. Its methods take an
+// event and return what is to be done, in order; route says what is to become of packets meanwhile. Every
+// event may come twice, late or never.
+//
+//	source:  armed -stop-> paused -1 ms, replay-> redirecting -quiet-> settled
+//	                                  \-resume, abort, frames of the VM-> taking-back -> aborted
+//	target:  incoming -run-> running -flushed and claimed-> settled
+//	                 \-abort-> giving-back -> aborted
+//
+// A handover that nobody prepared begins in the middle: a source as paused (the VM stopped, and nobody has
+// said where it goes) or redirecting (the mapping system says that it runs elsewhere), a target as running.
+type handover struct {
+	Handover
+	MACs      []string       `json:"macs,omitempty"`
+	Interface string         `json:"interface,omitempty"`
+	PeerXTRID lisp.XTRID     `json:"peer_xtr_id,omitzero"`
+	Prepared  bool           `json:"was_prepared"`
+	Hold      uint32         `json:"hold"` // hold queue; 0: none
+	Flushing  bool           `json:"flushing"`
+	To        []lisp.Locator `json:"to,omitempty"` // where packets are redirected or given back to
+	Told      bool           `json:"told"`         // source: the mapping system says that the VM runs elsewhere
+	Heard     time.Time      `json:"heard"`        // when anybody last spoke of it
+	Moved     time.Time      `json:"moved"`        // source: when somebody was last seen to send here still
+
+	timing
+	gone      time.Time // source: when the interface went
+	deadline  time.Time // of the present step; zero: none but what the state says
+	replaying bool      // source: the answer to opReplay is awaited
+	under     *handover // the superseded one whose flush is still going on
+	last      State     // before it was superseded
+	announced bool      // the claim: the hypervisor or the controller told of the move
+	seenIf    int       // interface at which the VM was seen; 0: none
+	baseAt    time.Time // armed: when to look again at what the interface has dropped
+	base      uint64    // armed: packets that the interface had dropped
+}
+
+// timing is how long a handover waits.
+type timing struct {
+	settle  time.Duration
+	prepare time.Duration
+	grace   time.Duration
+}
+
+const (
+	// quiesce is how long packets may be on their way to an interface after its VM has stopped.
+	quiesce = time.Millisecond
+	// settleQuiet is for how long nobody may have sent here before a source settles.
+	settleQuiet = 10 * time.Second
+	// settleMost is how many times the settle time a source waits for that silence.
+	settleMost = 20
+	// baseEvery is how often an armed source looks at what its interface drops: those packets were given to
+	// it, and the VM will never have read them.
+	baseEvery = 250 * time.Millisecond
+)
+
+// op is something that a handover wants done.
+type op uint8
+
+const (
+	opRoutes   op = iota + 1 // make the routes of the EIDs what route says
+	opReplay                 // put what the VM never read into the hold; then call replayed
+	opFlush                  // send on what is held; then call flushed
+	opGiveBack               // as opFlush, without replays
+	opDiscard                // drop what is held
+	opNewHold                // take another hold queue
+	opLocal                  // the EIDs live here
+	opClaim                  // claim the EIDs
+	opRelease                // stop registering the EIDs
+	opWithdraw               // deregister the EIDs
+	opForget                 // the EIDs do not live here any more
+	opNoCopies               // drop the copies of the packets that the VM was given
+	opBase                   // look at what the interface has dropped
+	opEnd                    // the handover has ended
+)
+
+// evidence says that the VM runs here.
+type evidence struct {
+	at     time.Time
+	strong bool // the hypervisor or the controller says so: no frame that may have waited somewhere
+	why    string
+}
+
+// to sets the state.
+func (h *handover) to(s State, why string) {
+	h.State, h.Why, h.deadline = s, why, time.Time{}
+}
+
+// stop: the VM has stopped here.
+func (h *handover) stop(at, now time.Time, why string) []op {
+	h.Heard = now
+	if h.Role != Source || h.State != Armed {
+		return nil
+	}
+	h.to(Paused, why)
+	h.Times.Paused = at
+	if h.Flushing {
+		return nil // what was held before still goes to the interface; what the VM has not read is replayed
+	}
+	h.deadline = now.Add(quiesce)
+	return []op{opRoutes}
+}
+
+// resume: the hypervisor says that the VM runs here.
+func (h *handover) resume(at, now time.Time, port bool) []op {
+	return h.seen(evidence{at: at, strong: true, why: "the VM runs here"}, now, port)
+}
+
+// seen: there is evidence that the VM runs here. port says whether its interface is known.
+func (h *handover) seen(ev evidence, now time.Time, port bool) []op {
+	guard := evidenceGuard
+	if ev.strong {
+		guard = 0
+	}
+	switch h.State {
+	case Armed:
+		return nil
+	case Incoming:
+		if ev.at.Before(h.Times.Prepared) {
+			return nil
+		}
+		return h.run(ev, now, port)
+	case GivingBack:
+		if !ev.at.After(h.Times.Aborted.Add(guard)) {
+			return nil
+		}
+		h.Times.Aborted = time.Time{}
+		return h.run(ev, now, port)
+	case Paused, Redirecting:
+		since := h.Times.Paused
+		for _, t := range []time.Time{h.Times.Redirecting, h.Times.Claimed} {
+			// The hypervisor says when it was: a resume that follows the stop counts, however late it is told.
+			if t.After(since) && (!ev.strong || h.Times.Paused.IsZero()) {
+				since = t
+			}
+		}
+		if ev.at.Before(since.Add(guard)) {
+			return nil
+		}
+		h.announced = ev.strong
+		return h.takeBack(now, ev.why)
+	}
+	return nil
+}
+
+// commit: the controller says that the VM runs at the target.
+func (h *handover) commit(now time.Time, port bool) []op {
+	h.Heard = now
+	if h.Role == Target {
+		return h.seen(evidence{at: now, strong: true, why: "committed"}, now, port)
+	}
+	if h.Times.Run.IsZero() && !h.State.ended() {
+		h.Times.Run = now
+	}
+	return h.stop(now, now, "committed")
+}
+
+// run: the VM begins to run on this target. The claim is the urgent part: nobody else sends here before.
+func (h *handover) run(ev evidence, now time.Time, port bool) []op {
+	h.to(Running, ev.why)
+	h.Heard = now
+	h.announced = h.Prepared || ev.strong
+	h.Times.Run = ev.at
+	ops := []op{opLocal, opClaim, opRoutes}
+	if port && !h.Flushing {
+		h.Flushing = true
+		ops = append(ops, opFlush)
+	}
+	return ops
+}
+
+// portUp: the interface of the VM has appeared.
+func (h *handover) portUp() []op {
+	h.gone = time.Time{}
+	if h.State == Running && !h.Flushing && h.Times.Flushed.IsZero() && h.Hold != 0 {
+		h.Flushing = true
+		return []op{opRoutes, opFlush}
+	}
+	return []op{opRoutes}
+}
+
+// portDown: the interface of the VM has gone.
+func (h *handover) portDown(now time.Time) []op {
+	h.gone = now
+	if h.State == Armed {
+		ops := h.stop(now, now, "the VM's interface is gone")
+		return append(ops, opNoCopies)
+	}
+	return nil
+}
+
+// replayed: what the VM never read is in the hold.
+func (h *handover) replayed(n int, now time.Time) []op {
+	h.replaying = false
+	h.Replayed += uint64(n)
+	switch h.State {
+	case Paused:
+		return append([]op{opNoCopies}, h.redirect(now)...)
+	case TakingBack:
+		h.Flushing = true
+		return []op{opNoCopies, opGiveBack}
+	}
+	return []op{opNoCopies}
+}
+
+// redirect sends on what is held and what still comes.
+func (h *handover) redirect(now time.Time) []op {
+	h.to(Redirecting, h.Why)
+	h.Times.Redirecting = now
+	if h.Hold == 0 {
+		return []op{opRoutes}
+	}
+	h.Flushing = true
+	return []op{opRoutes, opFlush}
+}
+
+// flushed: the last held packet is out.
+func (h *handover) flushed(st HoldStats, now time.Time) []op {
+	h.Flushing = false
+	credit := h
+	if h.under != nil {
+		credit, h.under = h.under, nil
+	}
+	credit.credit(st)
+	switch h.State {
+	case Armed, Incoming:
+		return []op{opNewHold, opRoutes}
+	case Paused:
+		h.deadline = now.Add(quiesce)
+		return []op{opNewHold, opRoutes}
+	case Redirecting:
+		h.Times.Flushed = now
+		return []op{opRoutes}
+	case TakingBack:
+		h.Times.Flushed = now
+		h.to(Aborted, h.Why)
+		return []op{opRoutes, opEnd}
+	case GivingBack:
+		h.Times.Flushed = now
+		h.deadline = now.Add(h.settle)
+		return []op{opRoutes}
+	case Running:
+		h.Times.Flushed = now
+		return append([]op{opRoutes}, h.done(now)...)
+	}
+	return nil
+}
+
+// credit adds what became of held packets to the record.
+func (h *handover) credit(st HoldStats) {
+	h.Held += st.Held
+	if h.Role == Source && h.State != TakingBack && h.State != Aborted {
+		h.Redirected += st.Held + st.Passed
+	}
+	h.drop(st.Dropped)
+}
+
+func (h *handover) drop(reasons map[string]uint64) {
+	if h.Dropped == nil {
+		h.Dropped = map[string]uint64{}
+	}
+	for k, n := range reasons {
+		if n > 0 {
+			h.Dropped[k] += n
+		}
+	}
+}
+
+// claimed: a Map-Server holds the EIDs as ours, with version v.
+func (h *handover) claimed(v lisp.Version, now time.Time) []op {
+	if v.Newer(h.Version) {
+		h.Version = v
+	}
+	if h.State == Running && h.Times.Claimed.IsZero() {
+		h.Times.Claimed = now
+		return h.done(now)
+	}
+	return nil
+}
+
+// done ends a target that has nothing left to do.
+func (h *handover) done(now time.Time) []op {
+	if h.State != Running || h.Flushing || h.Times.Claimed.IsZero() || h.Hold != 0 && h.Times.Flushed.IsZero() {
+		return nil
+	}
+	h.Times.Settled = now
+	h.to(Settled, h.Why)
+	return []op{opEnd}
+}
+
+// elsewhere: the mapping system says that the VM runs somewhere else. to are the RLOCs of its mapping.
+func (h *handover) elsewhere(m lisp.Mapping, to []lisp.Locator, now time.Time) []op {
+	h.Heard = now
+	if len(to) == 0 {
+		return nil
+	}
+	changed := !slices.Equal(h.To, to)
+	switch h.State {
+	case Incoming, GivingBack:
+		if !m.Version.Newer(h.Version) {
+			return nil
+		}
+		h.Version, h.To = m.Version, to
+		if h.State == GivingBack {
+			return []op{opRoutes}
+		}
+		return h.giveBack(now, fmt.Sprintf("the VM runs at %v, mapping version %d", to[0].RLOC, m.Version))
+	case Armed, Paused, Redirecting:
+		if m.Version.Newer(h.Version) {
+			h.Version = m.Version
+		}
+		h.To, h.PeerRLOC, h.Told = to, to[0].RLOC, true
+		if h.Times.Claimed.IsZero() {
+			h.Times.Claimed = now
+		}
+		why := fmt.Sprintf("the mapping system says that the VM runs at %v, version %d", to[0].RLOC, m.Version)
+		switch {
+		case h.State == Armed:
+			return h.stop(now, now, why)
+		case h.State == Paused && !h.replaying && h.deadline.IsZero() && !h.Flushing:
+			h.deadline, h.Why = now, why
+			return h.tick(now)
+		case h.State == Redirecting && changed:
+			return []op{opRoutes}
+		}
+	}
+	return nil
+}
+
+// abort: the VM will stay where it was. It reports false if that is not possible any more.
+func (h *handover) abort(now time.Time, why string) (ops []op, ok bool) {
+	h.Heard = now
+	switch h.State {
+	case Armed:
+		h.Times.Aborted = now
+		h.to(Aborted, why)
+		return []op{opRoutes, opNoCopies, opEnd}, true
+	case Paused, Redirecting:
+		h.announced = true
+		return h.takeBack(now, why), true
+	case Incoming:
+		return h.giveBack(now, why), true
+	case TakingBack, GivingBack, Aborted:
+		return nil, true
+	}
+	return nil, false
+}
+
+// takeBack: the VM runs here again. If the target may have claimed the EIDs they are claimed once more, with
+// a version that beats the target's.
+func (h *handover) takeBack(now time.Time, why string) []op {
+	was := h.State
+	h.to(TakingBack, why)
+	h.Times.Aborted = now
+	var ops []op
+	if was == Redirecting || h.Told || !h.Times.Run.IsZero() {
+		if h.Prepared && !h.Told && h.Version != 0 {
+			h.Version = h.Version.Next() // what the target claims with
+		}
+		ops = append(ops, opLocal, opClaim)
+	}
+	ops = append(ops, opRoutes)
+	switch {
+	case h.replaying:
+		return ops // the hold is given back when the copies are in it
+	case h.Hold != 0 && (was == Paused && !h.Flushing):
+		h.Flushing = true
+		return append(ops, opNoCopies, opFlush)
+	case h.Flushing && was == Redirecting:
+		return append(ops, opGiveBack)
+	case h.Flushing: // what was held before the stop still goes to the VM
+		return append(ops, opNoCopies)
+	}
+	h.to(Aborted, why)
+	return append(ops, opEnd)
+}
+
+// giveBack: the VM will not come.
+func (h *handover) giveBack(now time.Time, why string) []op {
+	h.to(GivingBack, why)
+	h.Times.Aborted = now
+	if len(h.To) == 0 {
+		return h.forget(why)
+	}
+	if h.Flushing {
+		return []op{opRoutes}
+	}
+	h.Flushing = true
+	return []op{opRoutes, opGiveBack}
+}
+
+// forget ends a target to which the VM did not come.
+func (h *handover) forget(why string) []op {
+	h.to(Aborted, why)
+	h.Flushing = false
+	return []op{opRelease, opForget, opRoutes, opDiscard, opEnd}
+}
+
+// sentHere: somebody still sends packets here that belong to the VM that has moved.
+func (h *handover) sentHere(now time.Time) {
+	if h.State == Redirecting {
+		h.Moved = now
+	}
+}
+
+// next is when tick has something to do; zero: never.
+func (h *handover) next() time.Time {
+	t := h.deadline
+	switch h.State {
+	case Armed:
+		t = earlier(h.baseAt, h.Heard.Add(h.prepare))
+	case Incoming:
+		t = earlier(t, h.Heard.Add(h.prepare))
+	case Paused:
+		if t.IsZero() && !h.replaying {
+			t = h.Heard.Add(h.prepare)
+			if !h.gone.IsZero() {
+				t = earlier(t, h.gone.Add(h.grace))
+			}
+		}
+	case Redirecting:
+		t = h.settles()
+	}
+	return t
+}
+
+// settles is when a source may forget the VM, if nothing more happens.
+func (h *handover) settles() time.Time {
+	begin := h.Times.Redirecting
+	if !h.Told && h.Times.Run.IsZero() {
+		return begin.Add(max(h.prepare, h.settle)) // nobody has said yet that it runs
+	}
+	t := begin.Add(h.settle)
+	if quiet := h.Moved.Add(settleQuiet); !h.Moved.IsZero() && quiet.After(t) {
+		t = quiet
+	}
+	if most := begin.Add(settleMost * h.settle); t.After(most) {
+		t = most
+	}
+	return t
+}
+
+// tick does what is due.
+func (h *handover) tick(now time.Time) []op {
+	if n := h.next(); n.IsZero() || n.After(now) {
+		return nil
+	}
+	switch h.State {
+	case Armed:
+		if h.Heard.Add(h.prepare).After(now) {
+			h.baseAt = now.Add(baseEvery)
+			return []op{opBase}
+		}
+		h.Times.Aborted = now
+		h.to(Aborted, fmt.Sprintf("timeout: nothing heard for %v", h.prepare))
+		return []op{opRoutes, opNoCopies, opEnd}
+	case Incoming:
+		// Nothing is sent back: the source may send it here again.
+		h.Times.Aborted = now
+		return h.forget(fmt.Sprintf("timeout: nothing heard for %v", h.prepare))
+	case Paused:
+		return h.pausedTick(now)
+	case Redirecting:
+		h.Times.Settled = now
+		why := h.Why
+		if !h.Told && h.Times.Run.IsZero() {
+			why += "; nobody has said that it runs"
+		}
+		flushing := h.Flushing
+		h.to(Settled, why)
+		ops := []op{opRelease, opForget, opRoutes}
+		if flushing {
+			h.Flushing = false
+			ops = append(ops, opDiscard)
+		}
+		return append(ops, opEnd)
+	case GivingBack:
+		return h.forget(h.Why)
+	}
+	return nil
+}
+
+func (h *handover) pausedTick(now time.Time) []op {
+	switch {
+	case !h.deadline.IsZero():
+		h.deadline = time.Time{}
+		if len(h.To) == 0 {
+			return nil // nobody has said where it goes
+		}
+		if h.Prepared && h.gone.IsZero() {
+			h.replaying = true
+			return []op{opReplay}
+		}
+		return h.redirect(now)
+	case !h.gone.IsZero() && !h.gone.Add(h.grace).After(now):
+		h.Times.Settled = now
+		h.to(Settled, "the VM was stopped: its interface is gone")
+		return []op{opWithdraw, opForget, opRoutes, opDiscard, opEnd}
+	}
+	return h.takeBack(now, "timeout: the VM stays paused here")
+}
+
+// restored goes on after a restart: what was held is gone, what the data plane does is not.
+func (h *handover) restored(now time.Time) []op {
+	h.Heard = now
+	switch h.State {
+	case Armed:
+		h.baseAt = now
+		return []op{opRoutes}
+	case Paused:
+		h.Flushing, h.deadline = false, now
+		return []op{opRoutes}
+	case Incoming:
+		if h.Flushing {
+			h.Flushing = false
+			return []op{opNewHold, opRoutes}
+		}
+		return []op{opRoutes}
+	case Redirecting:
+		if h.Flushing {
+			return []op{opRoutes, opFlush}
+		}
+		return []op{opRoutes}
+	case TakingBack:
+		h.Flushing = true
+		return []op{opRoutes, opGiveBack}
+	case Running:
+		h.Flushing = false // until the interface is found again
+		return nil
+	case GivingBack:
+		h.Flushing = true
+		return []op{opRoutes, opGiveBack}
+	}
+	return nil
+}
+
+// takesOver makes h, which begins now, the successor of old for the same VM. While packets that old held are
+// still flushed, routes stay as they were.
+func (h *handover) takesOver(old *handover, now time.Time) {
+	switch {
+	case old.Hold == 0:
+	case old.Flushing:
+		h.Hold, h.Flushing, h.under = old.Hold, true, old
+	case old.State == Incoming && h.Role == Target, old.State == Paused:
+		h.Hold, h.replaying = old.Hold, old.replaying
+	}
+	if old.State == Paused && h.Role == Source {
+		h.State, h.Times.Paused = Paused, old.Times.Paused
+		h.deadline = now
+		if h.Flushing || h.replaying {
+			h.deadline = time.Time{}
+		}
+	}
+	for k := old.under; k != nil; k = k.under {
+		h.under = k // the flush began under it
+	}
+	h.base, h.seenIf = old.base, old.seenIf
+	old.last = old.State
+	old.to(Superseded, "superseded by "+h.ID)
+	if h.under != old {
+		old.under = nil
+	}
+}
+
+// route is what is to become of packets for e while the handover lasts; ok is false if that is not for the
+// handover to say. A Deliver lacks the interface and MAC address: the caller knows them.
+func (h *handover) route(e lisp.EID) (r fib.Route, ok bool) {
+	r.EID = e
+	if h.Flushing {
+		r.Hold = h.Hold
+	}
+	switch h.State {
+	case Armed:
+		r.Do, r.Copy = fib.Deliver, true
+	case Paused:
+		if h.Flushing {
+			r.Do, r.Copy = fib.Deliver, true
+		} else {
+			r.Do, r.Hold, r.Watch = fib.Hold, h.Hold, true
+		}
+	case Redirecting:
+		r.Do, r.Locators, r.Transit, r.Moved = fib.Encap, h.To, true, true
+	case TakingBack:
+		r.Do, r.Hold = fib.Deliver, h.Hold
+	case Incoming:
+		if h.Flushing && h.under != nil {
+			return h.under.before(e)
+		}
+		r.Do, r.Hold, r.Watch = fib.Hold, h.Hold, true
+	case Running:
+		r.Do = fib.Deliver
+	case GivingBack:
+		r.Do, r.Locators, r.Transit = fib.Encap, h.To, true
+	default:
+		return fib.Route{}, false
+	}
+	return r, true
+}
+
+// before is the route of a superseded handover while its flush goes on.
+func (h *handover) before(e lisp.EID) (fib.Route, bool) {
+	r := fib.Route{EID: e, Hold: h.Hold}
+	if h.last == Redirecting || h.last == GivingBack {
+		r.Do, r.Locators, r.Transit = fib.Encap, h.To, true
+	} else {
+		r.Do = fib.Deliver
+	}
+	return r, true
+}
+
+// snapshot is the record as it is served.
+func (h *handover) snapshot() Handover {
+	rec := h.Handover
+	rec.EIDs = slices.Clone(rec.EIDs)
+	rec.Dropped = maps.Clone(rec.Dropped)
+	if rec.Dropped == nil {
+		rec.Dropped = map[string]uint64{}
+	}
+	return rec
+}
+
+// locatorsTo are the locators of a single RLOC that somebody named.
+func locatorsTo(a netip.Addr) []lisp.Locator {
+	if !a.IsValid() {
+		return nil
+	}
+	return []lisp.Locator{{RLOC: a.Unmap(), Priority: 1, Weight: 100, Reachable: true}}
+}
