@@ -25,9 +25,12 @@ const (
 	holdHolding  holdState = iota // packets wait
 	holdFlushing                  // they leave, and new ones after them
 	holdDone                      // all have left; what comes late leaves at once
+	holdGone                      // all were dropped; what comes late is dropped
 )
 
-func (s holdState) String() string { return [...]string{"holding", "flushing", "flushed"}[s] }
+func (s holdState) String() string {
+	return [...]string{"holding", "flushing", "flushed", "discarded"}[s]
+}
 
 // hold is one hold queue.
 type hold struct {
@@ -46,7 +49,7 @@ type hold struct {
 	polls    int
 	window   time.Time // when the present window without progress ends
 	low      int64     // fewest packets that were missing in this window
-	lingerTo time.Time
+	lingerTo time.Time // of holdDone and holdGone: when it is forgotten
 }
 
 // finish calls the done functions.
@@ -108,6 +111,10 @@ func (s *SlowPath) hold(id uint32, now time.Time) *hold {
 
 func (s *SlowPath) serveHold(f *frame) {
 	h := s.hold(uint32(f.up.Hold), f.since)
+	if h.state == holdGone {
+		s.drop(f, dropHoldDiscarded)
+		return
+	}
 	h.stats.Bytes += uint64(len(f.packet()))
 	if h.state == holdHolding {
 		h.stats.Held += uint64(f.segs)
@@ -130,7 +137,7 @@ func (s *SlowPath) Open(hold uint32) {
 
 func (s *SlowPath) reopen(id uint32, now time.Time) *hold {
 	h := s.hold(id, now)
-	if h.state == holdDone {
+	if h.state == holdDone || h.state == holdGone {
 		s.rest(h)
 		h.state, h.leave, h.since, h.stats = holdHolding, false, now, HoldStats{}
 	}
@@ -165,28 +172,39 @@ func (s *SlowPath) startFlush(id uint32, leave bool, done func(HoldStats)) {
 		if done != nil {
 			h.done = append(h.done, done)
 		}
-		if h.state == holdHolding {
-			s.active = append(s.active, h)
-		}
+		s.activate(h)
 		h.state = holdFlushing
 		h.poll, h.polls = now, 0
 		h.window, h.low = now.Add(s.cfg.FlushPatience), math.MaxInt64
 	})
 }
 
-// Discard drops everything in hold and makes the data plane's counters equal.
+// activate puts h among those that flushSome looks at.
+func (s *SlowPath) activate(h *hold) {
+	if !slices.Contains(s.active, h) {
+		s.active = append(s.active, h)
+	}
+}
+
+// Discard drops everything in hold, what still comes for a moment, and makes the data plane's counters
+// equal. The route must not divert to it any more.
 func (s *SlowPath) Discard(hold uint32) {
 	s.do(func(now time.Time) {
-		h := s.holds[hold]
-		if h != nil {
-			s.dropHeld(h, dropHoldDiscarded)
-			s.forgetHold(h)
-			h.finish()
-		}
-		if err := s.door.HoldReset(hold); err != nil {
-			s.counts.inc(doorErrors)
-		}
+		h := s.hold(hold, now)
+		s.dropHeld(h, dropHoldDiscarded)
+		h.finish()
+		s.activate(h)
+		h.state, h.lingerTo, h.poll = holdGone, now.Add(s.cfg.Linger), now.Add(s.cfg.Linger)
+		s.resetHold(h)
 	})
+}
+
+// resetHold makes the counters of h equal, whatever they say.
+func (s *SlowPath) resetHold(h *hold) {
+	h.dropped = 0
+	if err := s.door.HoldReset(h.id); err != nil {
+		s.counts.inc(doorErrors)
+	}
 }
 
 // flushStep is how many packets leave before anything else is looked at.
@@ -198,6 +216,16 @@ func (s *SlowPath) flushSome(now time.Time) (busy bool, wake time.Time) {
 	wake = s.tick
 	for i := 0; i < len(s.active); i++ {
 		h := s.active[i]
+		if h.state == holdGone {
+			if !now.Before(h.lingerTo) {
+				s.resetHold(h)
+				s.forgetHold(h)
+				i--
+			} else if h.lingerTo.Before(wake) {
+				wake = h.lingerTo
+			}
+			continue
+		}
 		for n := 0; h.wait.len() > 0 && n < flushStep; n++ {
 			f := s.pop(h)
 			if h.leave && f.up.Flags&fib.UpReplay != 0 {

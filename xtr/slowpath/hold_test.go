@@ -256,16 +256,38 @@ func TestDiscard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t, 1)
 		s := k.start(Config{})
+		held := udp(t, "192.0.2.1", "192.0.2.2", "x")
 		k.set(9, true)
-		k.arrive(0, 9, 0, nil, udp(t, "192.0.2.1", "192.0.2.2", "x"))
+		k.arrive(0, 9, 0, nil, held)
 		synctest.Wait()
+		k.set(9, false)
 		s.Discard(9)
 		synctest.Wait()
 		if h := k.counters(9); h.resets != 1 || h.diverted != h.reinjected+h.dropped {
 			t.Fatalf("counters %+v", h)
 		}
-		if s.Counters()["drop_hold_discarded"] != 1 || len(k.take()) != 0 {
+		// One that was on its way up, which the reset has forgotten.
+		k.feed(0, fib.Up{Reason: fib.UpHold, Hold: 9}, nil, held)
+		time.Sleep(time.Minute)
+		if h := k.counters(9); h.resets != 2 || h.diverted != h.reinjected+h.dropped {
+			t.Fatalf("counters %+v", h)
+		}
+		if s.Counters()["drop_hold_discarded"] != 2 || len(k.take()) != 0 {
 			t.Fatalf("%v", s.Counters())
+		}
+		// It can be used again, at once or later.
+		for _, pause := range []time.Duration{0, time.Minute} {
+			s.Discard(9)
+			time.Sleep(pause)
+			s.Open(9)
+			k.set(9, true)
+			synctest.Wait()
+			k.arrive(0, 9, 0, nil, held)
+			k.set(9, false)
+			synctest.Wait()
+			if st := flushed(t, s.Flush, 9)(); st.Held != 1 || len(k.take()) != 1 {
+				t.Fatalf("after %v: %+v", pause, st)
+			}
 		}
 	})
 }
