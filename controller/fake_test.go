@@ -347,14 +347,15 @@ func (w *cloud) migrate(id, from, to string, blackout time.Duration) {
 
 // fakeMS is a Map-Server with the rules of DESIGN.md section 3.
 type fakeMS struct {
-	addr netip.Addr
-	key  lisp.Key
-	down bool
-	lose int // the next answers are lost
-	reg  map[lisp.EID]lisp.Mapping
-	last map[string]uint64 // nonces
-	got  int               // Map-Registers from the controller
-	log  []string
+	addr  netip.Addr
+	key   lisp.Key
+	down  bool
+	lose  int  // the next answers are lost
+	forge bool // answers are not what they seem
+	reg   map[lisp.EID]lisp.Mapping
+	last  map[string]uint64 // nonces
+	got   int               // Map-Registers from the controller
+	log   []string
 }
 
 // claim registers, and returns the version, or what is held instead.
@@ -457,6 +458,21 @@ func (s *fakeMS) register(t *testing.T, raw []byte, m *lisp.MapRegister) []byte 
 	s.log = append(s.log, fmt.Sprintf("%v version %d at %v", r.EID, r.Version, r.Locators[0].RLOC))
 	s.claim(r.EID, r.Version, m.XTRID, r.Locators[0].RLOC)
 	cur := s.reg[r.EID]
+	if s.forge {
+		cur.Version += 5
+		n := &lisp.MapNotify{Nonce: m.Nonce, Records: []lisp.Mapping{cur}, HasXTRID: true, XTRID: cur.XTRID}
+		k := s.key
+		if s.got%2 == 0 {
+			n.Nonce++
+		} else {
+			k.Secret = "guessed"
+		}
+		b, err := lisp.AppendSigned(nil, n, k)
+		if err != nil {
+			t.Errorf("Map-Notify: %v", err)
+		}
+		return b
+	}
 	b, err := lisp.AppendSigned(nil, &lisp.MapNotify{Nonce: m.Nonce, Records: []lisp.Mapping{cur}, HasXTRID: true, XTRID: cur.XTRID}, s.key)
 	if err != nil {
 		t.Errorf("Map-Notify: %v", err)
@@ -560,6 +576,8 @@ func (r *ctl) until(t *testing.T, id string, states ...State) Record {
 	t.Fatalf("move %s does not come to %v: %+v", id, states, r.move(t, id))
 	return Record{}
 }
+
+var noAddr netip.Addr
 
 var hvNames = []string{"hv1", "hv2", "hv3"}
 
