@@ -203,6 +203,13 @@ func (c *core) record(now time.Time, r registering, rec lisp.Mapping) outcome {
 	v, version, invented := order(e.mapping, rec.Version, r.XTRID)
 	switch v {
 	case older:
+		// The holder itself, which was not told yet what a controller registered for it: it lives.
+		for i := range e.regs {
+			if o := &e.regs[i]; !r.XTRID.IsZero() && o.XTRID == r.XTRID {
+				o.seen, o.expires = now, now.Add(c.lifetime(&o.Registrant))
+				c.schedule(e, now)
+			}
+		}
 		return c.refused(now, e, r, rec, reasonOlder)
 	case tieLost:
 		return c.refused(now, e, r, rec, reasonTie)

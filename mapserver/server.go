@@ -134,7 +134,7 @@ func handle(c *core, now time.Time, p control.Packet) {
 		}
 		c.mapRegister(now, p.From, p.Raw, m)
 	case *lisp.MapNotifyAck:
-		c.mapNotifyAck(p.From, p.Raw, m)
+		c.mapNotifyAck(p.From, m, func(k lisp.Key) bool { return lisp.Verify(p.Raw, m, k) == nil })
 	case *lisp.MapRequest:
 		c.mapRequest(now, m, p.ECM)
 	default:
