@@ -24,8 +24,9 @@ type Up struct {
 	Flags  UpFlags
 	Hold   uint16 // hold queue, with UpHold
 	Port   uint16 // port that the packet came from, or with UpCopy went to; 0 = no VM interface
-	// Seq is, with UpCopy, the number of the packet on its port: what the port's given-counter was,
-	// modulo 2^32, when the packet had been counted. With UpTooBig it is the MTU in bytes.
+	// Seq is, with UpCopy, the number of the packet on its port, modulo 2^32: the first packet after the
+	// port's given-counter was n has the number n+1. Frames with the same number that follow one another
+	// are parts of one packet, unless UpSplit says otherwise. With UpTooBig it is the MTU in bytes.
 	Seq uint32
 }
 
@@ -37,6 +38,10 @@ const (
 	UpTransit UpFlags = 1 << iota
 	// UpReplay: it was a replay, its outer source port was 4341.
 	UpReplay
+	// UpSplit, with UpCopy: the interface's reader gets the segments of this super-packet one by one,
+	// and Seq is the first one's number. Should the frames of the copy come up as segments too, they all
+	// bear that first number.
+	UpSplit
 )
 
 // Append appends the DoorLen bytes. Of Hold and Port it writes the one that Reason asks for.

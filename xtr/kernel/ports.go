@@ -1,0 +1,340 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/lisp"
+)
+
+// portTable is the VM interfaces. A port's number is its place in the map + 1; the programs look for the
+// place of an interface at its index modulo the size, and at the next few.
+type portTable struct {
+	d     *DataPlane
+	byIf  map[int]uint16
+	ports map[uint16]*portState
+	dirty map[uint16]bool
+	hosts []hostRoute
+}
+
+type portState struct {
+	entry  portEntry
+	copies int
+}
+
+// hostRoute is a change to the host's own routes, for a port that its stack forwards to.
+type hostRoute struct {
+	eid     lisp.EID
+	ifindex int
+	mac     [6]byte
+	gone    bool
+}
+
+func newPortTable(d *DataPlane) portTable {
+	return portTable{d: d, byIf: make(map[int]uint16), ports: make(map[uint16]*portState), dirty: make(map[uint16]bool)}
+}
+
+func (t *portTable) number(ifindex int) uint16 { return t.byIf[ifindex] }
+
+// read learns from the kernel what ports it has.
+func (t *portTable) read() error {
+	err := readAll(t.d.maps["ports"], func(at uint32, e portEntry) {
+		if e.Ifindex == 0 {
+			return
+		}
+		n := uint16(at + 1)
+		t.byIf[int(e.Ifindex)] = n
+		t.ports[n] = &portState{entry: e}
+	})
+	if err != nil {
+		return fmt.Errorf("ports: %w", err)
+	}
+	return nil
+}
+
+// AttachVM takes an interface that a VM is behind. It returns the port's number, 1..4096, which the
+// frames of lisp0 and the counters bear. Attaching it again changes what is different.
+func (d *DataPlane) AttachVM(ifindex int, o Port) (uint16, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.ports.attach(ifindex, o)
+	if err != nil {
+		return 0, fmt.Errorf("kernel: attach VM interface %d: %w", ifindex, err)
+	}
+	return n, nil
+}
+
+func (t *portTable) attach(ifindex int, o Port) (uint16, error) {
+	if o.IID > lisp.MaxInstanceID {
+		return 0, fmt.Errorf("instance-ID %d: more than %d", o.IID, lisp.MaxInstanceID)
+	}
+	if o.Stack && o.IID != 0 {
+		return 0, errors.New("the host's stack knows no instances")
+	}
+	link, err := t.d.nl.LinkByIndex(ifindex)
+	if err != nil {
+		return 0, err
+	}
+	mac := link.Attrs().HardwareAddr
+	if len(mac) != 6 {
+		return 0, errors.New("not an Ethernet interface")
+	}
+	n, known := t.byIf[ifindex]
+	if !known {
+		if n, err = t.place(ifindex); err != nil {
+			return 0, err
+		}
+	}
+	e := portEntry{Ifindex: uint32(ifindex), IID: o.IID, MAC: [6]byte(mac)}
+	if o.Stack {
+		e.Flags |= portStack
+	}
+	s := t.ports[n]
+	if !known {
+		s = &portState{}
+		if err := t.d.maps["given"].Put(uint32(n-1), uint64(0)); err != nil {
+			return 0, err
+		}
+	}
+	e.Base, e.Copies = s.entry.Base, s.entry.Copies
+	if e != s.entry {
+		if err := t.d.maps["ports"].Put(uint32(n-1), e); err != nil {
+			return 0, err
+		}
+		s.entry = e
+	}
+	t.byIf[ifindex], t.ports[n] = n, s
+	// Outwards first: what is given is counted before anything can be.
+	for _, prog := range []string{"vm_out", "vm_in"} {
+		if err := t.d.attach(prog, ifindex); err != nil {
+			return 0, errors.Join(err, t.detach(ifindex))
+		}
+	}
+	if !known {
+		if err := t.rebase(n); err != nil {
+			return 0, errors.Join(err, t.detach(ifindex))
+		}
+	}
+	return n, nil
+}
+
+func (t *portTable) place(ifindex int) (uint16, error) {
+	for i := range portProbes {
+		n := uint16((ifindex+i)%nPorts) + 1
+		if t.ports[n] == nil {
+			return n, nil
+		}
+	}
+	return 0, fmt.Errorf("no place among %d ports", nPorts)
+}
+
+// rebase makes the port's count comparable with the interface's own, which may have begun before. The
+// interface has counted what has been read of what it was given, so it can only be behind.
+func (t *portTable) rebase(n uint16) error {
+	s := t.ports[n]
+	link, err := t.d.nl.LinkByIndex(int(s.entry.Ifindex))
+	if err != nil {
+		return err
+	}
+	st := link.Attrs().Statistics
+	if st == nil {
+		return nil
+	}
+	var given uint64
+	if err := t.d.maps["given"].Lookup(uint32(n-1), &given); err != nil {
+		return err
+	}
+	if behind := int64(st.TxPackets + st.TxDropped - given - s.entry.Base); behind > 0 {
+		s.entry.Base += uint64(behind)
+		return t.d.maps["ports"].Put(uint32(n-1), s.entry)
+	}
+	return nil
+}
+
+// aboutToCopy is called before a route begins to copy what goes to a port.
+func (t *portTable) aboutToCopy(n uint16) {
+	if s := t.ports[n]; s != nil && s.copies == 0 {
+		if err := t.rebase(n); err != nil {
+			t.d.log.Warn("packets given to a port not compared with its interface", "port", n, "error", err)
+		}
+	}
+}
+
+// routeChanged notes what the routes want of the ports, for settle.
+func (t *portTable) routeChanged(e lisp.EID, old, now portUse) {
+	if s := t.ports[old.port]; s != nil {
+		if old.copy {
+			s.copies--
+		}
+		t.dirty[old.port] = true
+		if s.entry.Flags&portStack != 0 && (now.port != old.port || now.mac != old.mac) {
+			t.hosts = append(t.hosts, hostRoute{eid: e, ifindex: int(s.entry.Ifindex), mac: old.mac, gone: true})
+		}
+	}
+	if s := t.ports[now.port]; s != nil {
+		if now.copy {
+			s.copies++
+		}
+		t.dirty[now.port] = true
+		if s.entry.Flags&portStack != 0 && (now.port != old.port || now.mac != old.mac) {
+			t.hosts = append(t.hosts, hostRoute{eid: e, ifindex: int(s.entry.Ifindex), mac: now.mac})
+		}
+	}
+}
+
+// settle writes what routeChanged noted.
+func (t *portTable) settle() error {
+	var errs []error
+	for n := range t.dirty {
+		s := t.ports[n]
+		if s == nil {
+			continue
+		}
+		e := s.entry
+		e.Copies = uint32(max(s.copies, 0))
+		if link, err := t.d.nl.LinkByIndex(int(e.Ifindex)); err == nil && len(link.Attrs().HardwareAddr) == 6 {
+			e.MAC = [6]byte(link.Attrs().HardwareAddr)
+		}
+		if e == s.entry {
+			continue
+		}
+		s.entry = e
+		errs = append(errs, t.d.maps["ports"].Put(uint32(n-1), e))
+	}
+	clear(t.dirty)
+	for _, h := range t.hosts {
+		errs = append(errs, t.setHostRoute(h))
+	}
+	t.hosts = nil
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("kernel: ports: %w", err)
+	}
+	return nil
+}
+
+// setHostRoute lets the host's stack find a VM that it is to forward to.
+func (t *portTable) setHostRoute(h hostRoute) error {
+	r := &netlink.Route{LinkIndex: h.ifindex, Dst: ipNet(h.eid), Protocol: routeProtocol}
+	family := netlink.FAMILY_V6
+	if h.eid.Prefix.Addr().Is4() {
+		r.Scope, family = netlink.SCOPE_LINK, netlink.FAMILY_V4
+	}
+	nb := &netlink.Neigh{
+		LinkIndex: h.ifindex, Family: family, State: netlink.NUD_PERMANENT,
+		IP: h.eid.Prefix.Addr().AsSlice(), HardwareAddr: net.HardwareAddr(h.mac[:]),
+	}
+	if !h.gone {
+		if h.eid.IsHost() {
+			if err := t.d.nl.NeighSet(nb); err != nil {
+				return fmt.Errorf("neighbour %v: %w", h.eid, err)
+			}
+		}
+		if err := t.d.nl.RouteReplace(r); err != nil {
+			return fmt.Errorf("host route %v: %w", h.eid, err)
+		}
+		return nil
+	}
+	absent := func(err error) bool {
+		return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV)
+	}
+	if err := t.d.nl.RouteDel(r); err != nil && !absent(err) {
+		return fmt.Errorf("host route %v: %w", h.eid, err)
+	}
+	if h.eid.IsHost() {
+		if err := t.d.nl.NeighDel(nb); err != nil && !absent(err) {
+			return fmt.Errorf("neighbour %v: %w", h.eid, err)
+		}
+	}
+	return nil
+}
+
+// DetachVM lets go of an interface, also of one that is gone. Routes that deliver there drop.
+func (d *DataPlane) DetachVM(ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.ports.detach(ifindex); err != nil {
+		return fmt.Errorf("kernel: detach VM interface %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+func (t *portTable) detach(ifindex int) error {
+	errs := []error{t.d.detach("vm_in", ifindex), t.d.detach("vm_out", ifindex)}
+	t.forget(ifindex)
+	return errors.Join(errs...)
+}
+
+// forget frees the place of a port.
+func (t *portTable) forget(ifindex int) {
+	n, ok := t.byIf[ifindex]
+	if !ok {
+		return
+	}
+	delete(t.byIf, ifindex)
+	delete(t.ports, n)
+	// It can not fail: the element exists.
+	_ = t.d.maps["ports"].Put(uint32(n-1), portEntry{})
+}
+
+// AttachUnderlay takes an interface over which other xTRs are reached.
+func (d *DataPlane) AttachUnderlay(ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.attachUnderlay(ifindex); err != nil {
+		return fmt.Errorf("kernel: attach underlay interface %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+func (d *DataPlane) attachUnderlay(ifindex int) error {
+	link, err := d.nl.LinkByIndex(ifindex)
+	if err != nil {
+		return err
+	}
+	if err := d.attach("under_in", ifindex); err != nil {
+		return err
+	}
+	early := d.cfg.Decap == "xdp" || d.cfg.Decap == "auto" && isWire(link)
+	if !early {
+		return d.detach("under_xdp", ifindex)
+	}
+	err = d.attach("under_xdp", ifindex)
+	if err != nil && d.cfg.Decap == "auto" {
+		d.log.Warn("decapsulation after the merging of segments: native XDP is not to be had",
+			"interface", link.Attrs().Name, "error", err)
+		return nil
+	}
+	return err
+}
+
+// isWire tells a network card from what merely looks like an interface: those have a kind. XDP on a veth
+// would switch segmentation offload off at its peer.
+func isWire(l netlink.Link) bool {
+	return l.Type() == "device" && l.Attrs().Flags&net.FlagLoopback == 0
+}
+
+// AttachUpstream takes an interface of a D-ETR towards the Internet: what comes in for Own is
+// encapsulated.
+func (d *DataPlane) AttachUpstream(ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.attach("up_in", ifindex); err != nil {
+		return fmt.Errorf("kernel: attach upstream interface %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// Detach lets go of an underlay or upstream interface.
+func (d *DataPlane) Detach(ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := errors.Join(d.detach("under_xdp", ifindex), d.detach("under_in", ifindex), d.detach("up_in", ifindex))
+	if err != nil {
+		return fmt.Errorf("kernel: detach interface %d: %w", ifindex, err)
+	}
+	return nil
+}

@@ -1,0 +1,394 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/lisp"
+)
+
+// loc is a usable locator of a mapping: rank 0 gets the traffic while one of that rank is up, shared by
+// weight.
+type loc struct {
+	addr   netip.Addr
+	rank   uint8
+	weight uint8
+}
+
+// rankLocators takes what is usable, in order of priority, and brings equal sets into equal form.
+func rankLocators(all []lisp.Locator) []loc {
+	var use []lisp.Locator
+	for _, l := range all {
+		if l.Usable() {
+			l.RLOC = l.RLOC.Unmap().WithZone("")
+			use = append(use, l)
+		}
+	}
+	slices.SortStableFunc(use, func(a, b lisp.Locator) int {
+		if a.Priority != b.Priority {
+			return int(a.Priority) - int(b.Priority)
+		}
+		return lisp.CompareLocators(a, b)
+	})
+	use = slices.CompactFunc(use, func(a, b lisp.Locator) bool { return a.Priority == b.Priority && a.RLOC == b.RLOC })
+	var out []loc
+	for i := 0; i < len(use); {
+		j, common := i, 0
+		for ; j < len(use) && use[j].Priority == use[i].Priority; j++ {
+			common = gcd(common, int(use[j].Weight))
+		}
+		rank := uint8(0)
+		if len(out) > 0 {
+			rank = out[len(out)-1].rank + 1
+		}
+		for ; i < j; i++ {
+			w := uint8(1) // all weights 0: equal shares (RFC 9301 section 5.4)
+			if common > 0 {
+				w = use[i].Weight / uint8(common)
+			}
+			out = append(out, loc{use[i].RLOC, rank, w})
+		}
+	}
+	return out
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// rlocTable is the RLOCs that mappings speak of, by number.
+type rlocTable struct {
+	d      *DataPlane
+	byAddr map[netip.Addr]uint32
+	states []rlocState
+	down   map[netip.Addr]bool
+	free   freeList
+	links  map[int]int // MTU of the interfaces, while paths are looked up
+	found  map[uint32]rlocEntry
+}
+
+type rlocState struct {
+	addr  netip.Addr
+	refs  int
+	entry rlocEntry
+}
+
+func newRLOCTable(d *DataPlane) rlocTable {
+	return rlocTable{
+		d:      d,
+		byAddr: make(map[netip.Addr]uint32),
+		states: make([]rlocState, 1),
+		down:   make(map[netip.Addr]bool),
+		free:   freeList{next: 1, end: nRLOCs},
+	}
+}
+
+func (t *rlocTable) number(a netip.Addr) uint32 { return t.byAddr[a] }
+
+// hold takes a reference to every RLOC of locs.
+func (t *rlocTable) hold(locs []loc) error {
+	for i, l := range locs {
+		if err := t.holdOne(l.addr); err != nil {
+			t.release(locs[:i])
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *rlocTable) holdOne(a netip.Addr) error {
+	if n, ok := t.byAddr[a]; ok {
+		t.states[n].refs++
+		return nil
+	}
+	n, ok := t.free.get()
+	if !ok {
+		return fmt.Errorf("RLOC %v: no more than %d RLOCs", a, nRLOCs-1)
+	}
+	for int(n) >= len(t.states) {
+		t.states = append(t.states, rlocState{})
+	}
+	s := rlocState{addr: a, refs: 1}
+	t.links = nil
+	s.entry = t.template(a)
+	if err := t.d.maps["rlocs"].Put(n, s.entry); err != nil {
+		t.free.free = append(t.free.free, n)
+		return fmt.Errorf("RLOC %v: %w", a, err)
+	}
+	t.states[n] = s
+	t.byAddr[a] = n
+	return nil
+}
+
+// release gives references back. What an RLOC's entry says stays until another takes its number: a
+// packet may be on its way there.
+func (t *rlocTable) release(locs []loc) {
+	for _, l := range locs {
+		n := t.byAddr[l.addr]
+		s := &t.states[n]
+		if s.refs--; s.refs > 0 {
+			continue
+		}
+		delete(t.byAddr, l.addr)
+		*s = rlocState{}
+		t.free.put(n)
+	}
+}
+
+// template is the outer header towards a and the way there.
+func (t *rlocTable) template(a netip.Addr) rlocEntry {
+	e := rlocEntry{}
+	if !t.down[a] {
+		e.Up = 1
+	}
+	src, ok := t.source(a)
+	if !ok {
+		return e // no RLOC of this family: no path
+	}
+	e.Ifindex, e.MTU = t.path(src, a)
+	if a.Is4() {
+		s, d := src.As4(), a.As4()
+		copy(e.Src[:], s[:])
+		copy(e.Dst[:], d[:])
+		for i := 0; i < 4; i += 2 {
+			e.Csum += uint32(e.Src[i]) | uint32(e.Src[i+1])<<8
+			e.Csum += uint32(e.Dst[i]) | uint32(e.Dst[i+1])<<8
+		}
+	} else {
+		e.V6 = 1
+		e.Src, e.Dst = src.As16(), a.As16()
+	}
+	return e
+}
+
+// source is the first of our RLOCs in the family of a.
+func (t *rlocTable) source(a netip.Addr) (netip.Addr, bool) {
+	for _, s := range t.d.cfg.Self {
+		if s.Is4() == a.Is4() {
+			return s, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// path asks the kernel's routes for the interface towards a, and the largest inner packet that fits it.
+func (t *rlocTable) path(src, a netip.Addr) (ifindex uint32, mtu uint16) {
+	routes, err := t.d.nl.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{SrcAddr: src.AsSlice()})
+	if err != nil {
+		// The kernel refuses a source that is not (yet) an address of ours.
+		routes, err = t.d.nl.RouteGet(a.AsSlice())
+	}
+	if err != nil || len(routes) == 0 {
+		return 0, 0
+	}
+	r := routes[0]
+	if r.Type != unix.RTN_UNICAST || r.LinkIndex == t.d.door.index {
+		return 0, 0
+	}
+	size, ok := t.links[r.LinkIndex]
+	if !ok {
+		link, err := t.d.nl.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			return 0, 0
+		}
+		size = link.Attrs().MTU
+		if t.links != nil {
+			t.links[r.LinkIndex] = size
+		}
+	}
+	if r.MTU > 0 && r.MTU < size {
+		size = r.MTU
+	}
+	outer := 36
+	if a.Is6() {
+		outer = 56
+	}
+	if size <= outer {
+		return 0, 0
+	}
+	return uint32(r.LinkIndex), uint16(min(size-outer, 65535))
+}
+
+// refresh looks all paths up again, after the host's routes or interfaces have changed.
+func (t *rlocTable) refresh() error {
+	t.links = make(map[int]int)
+	defer func() { t.links = nil }()
+	var errs []error
+	for n := range t.states {
+		s := &t.states[n]
+		if s.refs == 0 {
+			continue
+		}
+		e := t.template(s.addr)
+		if e == s.entry {
+			continue
+		}
+		if err := t.d.maps["rlocs"].Put(uint32(n), e); err != nil {
+			errs = append(errs, fmt.Errorf("RLOC %v: %w", s.addr, err))
+			continue
+		}
+		s.entry = e
+	}
+	return errors.Join(errs...)
+}
+
+// RLOCState says whether packets may be sent to an RLOC. One write takes it out of all mappings: those
+// with others of the same priority share them at once, the rest go over to the next priority. An RLOC
+// that no route speaks of yet is remembered.
+func (d *DataPlane) RLOCState(a netip.Addr, up bool) error {
+	a = a.Unmap().WithZone("")
+	if !a.IsValid() {
+		return errors.New("kernel: RLOC state: not an address")
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := &d.rlocs
+	if up {
+		delete(t.down, a)
+	} else {
+		t.down[a] = true
+	}
+	n, ok := t.byAddr[a]
+	if !ok {
+		return nil
+	}
+	s := &t.states[n]
+	s.entry.Up = 0
+	if up {
+		s.entry.Up = 1
+	}
+	if err := d.maps["rlocs"].Put(n, s.entry); err != nil {
+		return fmt.Errorf("kernel: RLOC %v: %w", a, err)
+	}
+	if err := d.fib.reslot(n); err != nil {
+		return fmt.Errorf("kernel: RLOC %v: %w", a, err)
+	}
+	return nil
+}
+
+// slots shares the slots among the locators of the best rank that has one up, by weight, and mixed, so
+// that what one leaves when it goes down is spread over the others.
+func (t *rlocTable) slots(locs []loc) (slot [nSlots]uint16) {
+	group := bestGroup(locs, t.down)
+	if len(group) == 0 {
+		return slot
+	}
+	type share struct {
+		n             uint16
+		weight, owing int
+	}
+	var shares []share
+	total := 0
+	for _, l := range group {
+		shares = append(shares, share{n: uint16(t.byAddr[l.addr]), weight: int(l.weight)})
+		total += int(l.weight)
+	}
+	for i := range slot {
+		best := 0
+		for j := range shares {
+			shares[j].owing += shares[j].weight
+			if shares[j].owing > shares[best].owing {
+				best = j
+			}
+		}
+		shares[best].owing -= total
+		slot[i] = shares[best].n
+	}
+	return slot
+}
+
+func bestGroup(locs []loc, down map[netip.Addr]bool) []loc {
+	var first []loc
+	for i := 0; i < len(locs); {
+		j, up := i, false
+		var group []loc
+		for ; j < len(locs) && locs[j].rank == locs[i].rank; j++ {
+			if locs[j].weight > 0 {
+				group = append(group, locs[j])
+				up = up || !down[locs[j].addr]
+			}
+		}
+		if up {
+			return group
+		}
+		if first == nil {
+			first = group
+		}
+		i = j
+	}
+	return first // all are down: the kernel will say so
+}
+
+// fromSlots is what can be told of the locators from a mapping in the kernel.
+func (t *rlocTable) fromSlots(slot [nSlots]uint16) []loc {
+	n := map[uint16]int{}
+	for _, s := range slot {
+		n[s]++
+	}
+	var all []lisp.Locator
+	for s, w := range n {
+		if int(s) < len(t.states) && t.states[s].addr.IsValid() {
+			all = append(all, lisp.Locator{RLOC: t.states[s].addr, Weight: uint8(w), Reachable: true})
+		}
+	}
+	return rankLocators(all)
+}
+
+// adopt takes up the numbers that a mapping in the kernel uses. Others may still say something, but to
+// nobody.
+func (t *rlocTable) adopt(slot [nSlots]uint16) {
+	for _, n := range slot {
+		e, ok := t.found[uint32(n)]
+		if !ok {
+			continue
+		}
+		delete(t.found, uint32(n))
+		a := netip.AddrFrom16(e.Dst)
+		if e.V6 == 0 {
+			a = netip.AddrFrom4([4]byte(e.Dst[:4]))
+		}
+		for int(n) >= len(t.states) {
+			t.states = append(t.states, rlocState{})
+		}
+		t.states[n] = rlocState{addr: a, entry: e}
+		t.byAddr[a] = uint32(n)
+		if e.Up == 0 {
+			t.down[a] = true
+		}
+	}
+}
+
+// read learns from the kernel what it has; the mappings then say which of it is in use.
+func (t *rlocTable) read() error {
+	t.found = make(map[uint32]rlocEntry)
+	err := readAll(t.d.maps["rlocs"], func(n uint32, e rlocEntry) {
+		if e.Dst != [16]byte{} {
+			t.found[n] = e
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("RLOCs: %w", err)
+	}
+	return nil
+}
+
+// taken ends the reading, when all mappings have been read.
+func (t *rlocTable) taken() {
+	t.found = nil
+	used := map[uint32]bool{}
+	for _, n := range t.byAddr {
+		used[n] = true
+	}
+	t.free.took(used)
+	if err := t.refresh(); err != nil {
+		t.d.log.Warn("paths not looked up", "error", err)
+	}
+}
