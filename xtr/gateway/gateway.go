@@ -98,6 +98,8 @@ type Gateway struct {
 	ports map[int]*port // by interface index; changed by Run only
 
 	pending []PortEvent // of Run: not yet read by anybody
+
+	subscribe func(chan<- netlink.LinkUpdate, <-chan struct{}, netlink.LinkSubscribeOptions) error
 }
 
 // New returns a gateway. local tells on which interface of this host an address lives; it is called
@@ -110,7 +112,7 @@ func New(cfg Config, local func(addr netip.Addr) (ifindex int, ok bool), log *sl
 	return &Gateway{
 		cfg: cfg, rules: newRules(cfg, local), log: log,
 		events: make(chan PortEvent), sightings: make(chan Sighting, 1024),
-		ports: make(map[int]*port),
+		ports: make(map[int]*port), subscribe: netlink.LinkSubscribeWithOptions,
 	}, nil
 }
 
@@ -171,7 +173,7 @@ func (g *Gateway) watch(ctx context.Context) error {
 	updates := make(chan netlink.LinkUpdate, 64)
 	done := make(chan struct{})
 	var failed error // written before updates is closed
-	err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{
+	err := g.subscribe(updates, done, netlink.LinkSubscribeOptions{
 		ErrorCallback:     func(err error) { failed = err },
 		ReceiveBufferSize: 1 << 20,
 	})
@@ -210,9 +212,12 @@ func (g *Gateway) watch(ctx context.Context) error {
 			}
 			if u.Header.Type == unix.RTM_DELLINK {
 				g.remove(u.Attrs().Index)
-			} else if !g.see(u.Link) {
+				continue
+			}
+			if !g.see(u.Link) {
 				retry.Reset(retryAfter)
 			}
+			g.changed(u.Link)
 		case <-retry.C:
 			again := false
 			links, err := netlink.LinkList()
@@ -263,13 +268,8 @@ func (g *Gateway) matches(name string) bool {
 // should be tried again.
 func (g *Gateway) see(link netlink.Link) bool {
 	a := link.Attrs()
-	carrier := a.RawFlags&unix.IFF_LOWER_UP != 0
 	if p := g.ports[a.Index]; p != nil {
 		if p.name == a.Name {
-			if carrier && !p.carrier {
-				p.announce()
-			}
-			p.carrier = carrier
 			return true
 		}
 		g.remove(a.Index) // it was renamed
@@ -290,7 +290,6 @@ func (g *Gateway) see(link netlink.Link) bool {
 		g.log.Error("opening a VM interface", "if", a.Name, "err", err)
 		return false
 	}
-	p.carrier = carrier
 	g.mu.Lock()
 	g.ports[a.Index] = p
 	g.mu.Unlock()
@@ -298,6 +297,15 @@ func (g *Gateway) see(link netlink.Link) bool {
 	g.log.Info("VM interface up", "if", a.Name, "ifindex", a.Index)
 	g.pending = append(g.pending, PortEvent{Name: a.Name, If: a.Index, Up: true})
 	return true
+}
+
+// changed announces the gateway on an interface of which the kernel has just told something: its
+// carrier may have come, which it does not tell apart from having gone and come again.
+func (g *Gateway) changed(link netlink.Link) {
+	a := link.Attrs()
+	if p := g.ports[a.Index]; p != nil && a.RawFlags&unix.IFF_LOWER_UP != 0 {
+		p.announce()
+	}
 }
 
 // remove forgets the interface with an index.

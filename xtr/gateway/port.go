@@ -20,8 +20,7 @@ type port struct {
 	conn  *packet.Conn
 	done  chan struct{} // closed when its goroutine has ended
 
-	carrier bool        // as the owner of the gateway last saw it
-	wanted  atomic.Bool // announcements are asked for
+	wanted atomic.Bool // announcements are asked for
 
 	answers   bucket // of messages
 	sightings bucket
