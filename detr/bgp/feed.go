@@ -54,6 +54,10 @@ type FeedState struct {
 	Stale  int // paths of peers that are gone and may come back
 }
 
+// Alive reports whether the feed knows anything: a peer has sent all its mappings, or there are paths, if
+// only of peers that are coming back.
+func (s FeedState) Alive() bool { return s.Synced > 0 || s.Paths > 0 }
+
 type feedPeer struct {
 	up     bool
 	since  time.Time       // established

@@ -1,0 +1,189 @@
+package detr
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tabi-lisp/tabi/lisp"
+	"github.com/tabi-lisp/tabi/xtr/fib"
+)
+
+// An anchor keeps the routes of the cloud's own EIDs as the feed says. It is a [lisp.Sink].
+//
+// Each aggregate has a route that drops: an EID of ours without a mapping never causes a Map-Request, and
+// never leaves by the kernel's own routing, where it would come back.
+type anchor struct {
+	cfg *Config
+	dp  DataPlane
+	now func() time.Time
+
+	mu      sync.Mutex
+	entries map[lisp.EID]installed
+	warm    map[lisp.EID]bool // routes of before a restart that the feed has not spoken of
+	full    bool              // a full Delta was applied
+	ignored uint64            // mappings outside the aggregates
+	looped  uint64            // locators that would have come back to a D-ETR
+}
+
+// installed is a mapping that is in the data plane.
+type installed struct {
+	mapping lisp.Mapping
+	at      time.Time // when the data plane had it; wall clock
+}
+
+func newAnchor(cfg *Config, dp DataPlane) *anchor {
+	return &anchor{
+		cfg: cfg, dp: dp, now: time.Now,
+		entries: make(map[lisp.EID]installed), warm: make(map[lisp.EID]bool),
+	}
+}
+
+// start puts the covering routes in. known are routes that the data plane has from before a restart: those
+// inside the aggregates go on until the first full Delta says whether they are right.
+func (a *anchor) start(ctx context.Context, known []fib.Route) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	cover := make([]fib.Route, 0, len(a.cfg.Aggregates))
+	for _, e := range a.cfg.Aggregates {
+		if _, fed := a.entries[e]; !fed {
+			cover = append(cover, fib.Route{EID: e, Do: fib.Drop})
+		}
+	}
+	for _, r := range known {
+		if _, ok := a.cfg.own(r.EID); !ok {
+			continue
+		}
+		if _, fed := a.entries[r.EID]; fed {
+			continue // the feed was quicker than we
+		}
+		cover = slices.DeleteFunc(cover, func(c fib.Route) bool { return c.EID == r.EID })
+		if r.Do == fib.Encap || !slices.Contains(a.cfg.Aggregates, r.EID) {
+			a.warm[r.EID] = true
+		}
+	}
+	if err := a.dp.Set(ctx, cover...); err != nil {
+		return fmt.Errorf("detr: routes of the aggregates: %w", err)
+	}
+	return nil
+}
+
+// Apply makes d what is forwarded by.
+func (a *anchor) Apply(ctx context.Context, d lisp.Delta) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	routes := make([]fib.Route, 0, len(d.Put))
+	put := make([]lisp.Mapping, 0, len(d.Put))
+	named := make(map[lisp.EID]bool)
+	for _, m := range d.Put {
+		if _, ok := a.cfg.own(m.EID); !ok {
+			a.ignored++
+			continue
+		}
+		if d.Full {
+			named[m.EID] = true
+		}
+		if old, ok := a.entries[m.EID]; ok && old.mapping.Equal(m) {
+			continue
+		}
+		routes = append(routes, a.route(m))
+		put = append(put, m)
+	}
+	gone := slices.Clone(d.Del)
+	if d.Full {
+		for _, known := range []([]lisp.EID){slices.Collect(maps.Keys(a.entries)), slices.Collect(maps.Keys(a.warm))} {
+			gone = append(gone, slices.DeleteFunc(known, func(e lisp.EID) bool { return named[e] })...)
+		}
+	}
+	var dels []lisp.EID
+	for _, e := range gone {
+		if _, ok := a.cfg.own(e); !ok {
+			continue
+		}
+		if slices.Contains(a.cfg.Aggregates, e) {
+			routes = append(routes, fib.Route{EID: e, Do: fib.Drop})
+		} else {
+			dels = append(dels, e)
+		}
+	}
+	// What is new first: a packet rather goes to where the EID was than nowhere.
+	if len(routes) > 0 {
+		if err := a.dp.Set(ctx, routes...); err != nil {
+			return fmt.Errorf("detr: set %d routes: %w", len(routes), err)
+		}
+	}
+	at := a.now()
+	for _, m := range put {
+		a.entries[m.EID] = installed{m, at}
+		delete(a.warm, m.EID)
+	}
+	if len(dels) > 0 {
+		if err := a.dp.Del(ctx, dels...); err != nil {
+			return fmt.Errorf("detr: remove %d routes: %w", len(dels), err)
+		}
+	}
+	for _, e := range gone {
+		delete(a.entries, e)
+		delete(a.warm, e)
+	}
+	if d.Full {
+		clear(a.warm)
+		a.full = true
+	}
+	return nil
+}
+
+// route is what the data plane does for m.
+func (a *anchor) route(m lisp.Mapping) fib.Route {
+	locs := a.cfg.usableLocators(m.Locators)
+	a.looped += uint64(len(m.Locators) - len(locs))
+	if len(locs) == 0 {
+		return fib.Route{EID: m.EID, Do: fib.Drop}
+	}
+	return fib.Route{EID: m.EID, Do: fib.Encap, Locators: locs, Transit: true, MTU: uint16(a.cfg.MTU)}
+}
+
+// anchorState is what the rest of the D-ETR needs to know of the anchor.
+type anchorState struct {
+	full     bool
+	mappings int
+	warm     int
+}
+
+func (a *anchor) state() anchorState {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return anchorState{a.full, len(a.entries), len(a.warm)}
+}
+
+// all lists the mappings, sorted by EID.
+func (a *anchor) all() []installed {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.SortedFunc(maps.Values(a.entries), func(x, y installed) int { return x.mapping.EID.Compare(y.mapping.EID) })
+}
+
+// covering is the longest prefix with a mapping that covers e.
+func (a *anchor) covering(e lisp.EID) (best installed, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for bits := e.Prefix.Bits(); bits >= 0; bits-- {
+		p, err := e.Prefix.Addr().Prefix(bits)
+		if err != nil {
+			return installed{}, false
+		}
+		if i, ok := a.entries[lisp.EID{IID: e.IID, Prefix: p}]; ok {
+			return i, true
+		}
+	}
+	return installed{}, false
+}
+
+func (a *anchor) counters() map[string]uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return map[string]uint64{"feed/outside the aggregates": a.ignored, "feed/locator of a D-ETR": a.looped}
+}
