@@ -420,6 +420,12 @@ func (x *XTR) vmEvent(ev VMEvent, now time.Time) error {
 }
 
 func (x *XTR) stopped(hs []*handover, name string, at, now time.Time) {
+	for _, e := range x.loc.eidsOf(name) {
+		if reg := x.reg.regs[e]; reg != nil && reg.version == 0 {
+			// It has no number yet. Said again it would be a claim, and the evidence for that is gone.
+			x.reg.release(e)
+		}
+	}
 	for _, h := range hs {
 		if h.State == Running && h.Role == Target {
 			continue // it was paused where it had just come to: below

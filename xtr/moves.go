@@ -180,6 +180,14 @@ func (x *XTR) exec(h *handover, ops []op, now time.Time) {
 // finished closes a handover and sets the routes that hold without it.
 func (x *XTR) finished(h *handover, now time.Time) {
 	x.closed(h, now)
+	if h.Role == Source && h.State == Aborted {
+		for _, e := range h.EIDs {
+			if x.loc.eids[e] != nil && !x.reg.holds(e) && x.reg.mayClaim(e, h.Times.Aborted, true, now) {
+				x.claim(e, h.Version, h.announced, now)
+			}
+		}
+		x.register(now)
+	}
 	x.program(now, h.EIDs...)
 	x.log.Info("handover ended", "id", h.ID, "vm", h.VM, "role", string(h.Role), "state", string(h.State), "why", h.Why)
 }

@@ -294,7 +294,7 @@ func (r *registrar) answered(nonce uint64, m lisp.Mapping, now time.Time) regOut
 	}
 	switch {
 	case m.TTL == lisp.TTLDelete || m.Negative():
-		return regOutcome{} // it does not take it, or has removed it at our wish of before: say it again later
+		return r.vacant(reg, m, now)
 	case !r.ours(m):
 		mine := lisp.Mapping{Version: sent, XTRID: r.id}
 		if sent == reg.version && (sent == 0 || !m.Supersedes(mine)) {
@@ -327,42 +327,57 @@ func (r *registrar) accepted(reg *registration, m lisp.Mapping, now time.Time) r
 	return regOutcome{regAccepted, m}
 }
 
+// vacant: a Map-Server says that nobody holds the EID of reg, and what its last version was. A claim that
+// nobody has confirmed yet goes on with a version that is newer. What was confirmed before may be old: the VM
+// went elsewhere and was stopped there, for all we know.
+func (r *registrar) vacant(reg *registration, m lisp.Mapping, now time.Time) regOutcome {
+	switch {
+	case !m.Version.Newer(reg.version) || reg.delete:
+		return regOutcome{} // it does not take ours now: say it again later
+	case reg.claim:
+		r.newer(reg, m.Version.Next(), now)
+		return regOutcome{}
+	}
+	r.lose(m, now)
+	return regOutcome{regLost, m}
+}
+
 // notified takes a mapping that a Map-Server told us without being asked by a Map-Register.
 func (r *registrar) notified(m lisp.Mapping, now time.Time) regOutcome {
 	reg := r.regs[m.EID]
-	if r.ours(m) {
-		// The controller registered in our name, and this is the version that it was given.
-		if reg != nil && !reg.delete && m.TTL != lisp.TTLDelete && m.Version.Newer(reg.version) {
-			r.newer(reg, m.Version, now)
-			return r.accepted(reg, m, now)
+	vacant := m.Negative() || m.TTL == lisp.TTLDelete
+	switch {
+	case reg == nil:
+		if !r.ours(m) && !vacant {
+			r.learn(m, now)
 		}
-		if reg != nil && !reg.delete && m.TTL == lisp.TTLDelete {
+		return regOutcome{}
+	case reg.delete:
+		if !r.ours(m) && m.Version.Newer(reg.version) {
+			r.lose(m, now)
+		}
+		return regOutcome{}
+	case r.ours(m) && vacant:
+		if !m.Version.Newer(reg.version) {
 			r.again(m.EID, now) // it let our mapping expire
 		}
 		return regOutcome{}
-	}
-	if m.Negative() || m.TTL == lisp.TTLDelete {
-		if reg != nil {
-			r.again(m.EID, now)
+	case vacant:
+		return r.vacant(reg, m, now)
+	case r.ours(m):
+		// The controller registered in our name, and this is the version that it was given.
+		if !m.Version.Newer(reg.version) {
+			return regOutcome{}
 		}
-		return regOutcome{}
-	}
-	if reg == nil {
-		r.learn(m, now)
-		return regOutcome{}
-	}
-	if reg.version != 0 && !m.Supersedes(lisp.Mapping{Version: reg.version, XTRID: r.id}) {
-		return regOutcome{} // an old message
-	}
-	if reg.version == 0 {
+		r.newer(reg, m.Version, now)
+		return r.accepted(reg, m, now)
+	case reg.version == 0:
 		r.learn(m, now) // it may be what our claim is about to replace: the number will tell
 		return regOutcome{}
+	case !m.Supersedes(lisp.Mapping{Version: reg.version, XTRID: r.id}):
+		return regOutcome{} // an old message
 	}
-	deleting := reg.delete
 	r.lose(m, now)
-	if deleting {
-		return regOutcome{}
-	}
 	return regOutcome{regLost, m}
 }
 
