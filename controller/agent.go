@@ -59,6 +59,9 @@ func (r *AgentRecord) told() bool {
 	return r != nil && r.Role == Source && !r.Times.Claimed.IsZero() && r.Times.Aborted.IsZero()
 }
 
+// replaced: the agent carries out another move of the VM by now.
+func (r *AgentRecord) replaced() bool { return r != nil && r.State == "superseded" }
+
 // final: the agent will add nothing to the record.
 func (r *AgentRecord) final() bool {
 	return r != nil && (r.State == "settled" || r.State == "aborted" || r.State == "superseded")

@@ -365,7 +365,7 @@ func (c *Controller) supersede(e *entry, now time.Time) {
 
 // setVM changes what is known of a VM that exists.
 func (c *Controller) setVM(v VM) {
-	if old, ok := c.inv.vms[v.Name]; ok && old.same(v) && old.Version == v.Version {
+	if old, ok := c.inv.vms[v.Name]; ok && old.same(v) && old.Version == v.Version && old.Placed.Equal(v.Placed) {
 		return
 	}
 	c.inv.putVM(v)
@@ -426,7 +426,7 @@ func (c *Controller) flush(now time.Time) {
 		c.wakeWatchers(id)
 	}
 	clear(c.changed)
-	c.setSpeeds()
+	c.setWatches()
 }
 
 // prune forgets the oldest moves that have ended.
@@ -603,14 +603,16 @@ func (c *Controller) stopPeer(name string) {
 	delete(c.status, name)
 }
 
-// setSpeeds makes polls frequent where a move is open.
-func (c *Controller) setSpeeds() {
-	busy := map[string]bool{}
-	for e := range c.open {
-		busy[e.m.Src.Hypervisor], busy[e.m.Tgt.Hypervisor] = true, true
+// setWatches says which handovers each agent is asked for often: those of moves that are open.
+func (c *Controller) setWatches() {
+	ids := map[string][]string{}
+	for _, e := range c.openMoves() {
+		for _, s := range []*Side{&e.m.Src, &e.m.Tgt} {
+			ids[s.Hypervisor] = append(ids[s.Hypervisor], e.m.idAt(s))
+		}
 	}
 	for name, p := range c.peers {
-		p.setFast(busy[name])
+		p.watch(ids[name])
 	}
 }
 
@@ -642,11 +644,12 @@ func (c *Controller) polled(p poll, now time.Time) {
 	}
 	for _, e := range c.openMoves() {
 		for _, role := range []Role{Target, Source} {
-			if e.m.side(role).Hypervisor != p.h.Name {
+			sd := e.m.side(role)
+			if sd.Hypervisor != p.h.Name || p.only != nil && !slices.Contains(p.only, e.m.idAt(sd)) {
 				continue
 			}
 			rec := recs[e.m.ID]
-			if rec != nil && reflect.DeepEqual(rec, e.m.record(role)) && !e.m.side(role).Gone {
+			if rec != nil && reflect.DeepEqual(rec, e.m.record(role)) && !sd.Gone {
 				continue
 			}
 			c.event(e.m.ID, evReport{role: role, started: p.started, rec: rec}, now)

@@ -565,6 +565,7 @@ func TestOldNewsDoNotSteal(t *testing.T) {
 					w.agent("hv1").mode, w.agent("hv2").mode = "hang", "hang"
 				})
 				r.must(t, http.StatusOK, "POST", "/v1/moves/m1/commit", "")
+				time.Sleep(10 * latency) // what was sent is lost
 				r.end()
 				w.with(func() {
 					for _, s := range w.servers() {

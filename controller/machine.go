@@ -308,11 +308,15 @@ func (s *stepper) called(ev evCall) {
 			return
 		}
 	case errors.As(ev.err, &st) && st.final() && ev.verb == VerbAbort:
-		if st.Code == 409 && ev.role == Target && m.State == Aborting {
+		if st.Code == 409 && ev.role == Target && m.State == Aborting && !m.Target.replaced() {
 			s.run("the VM runs on the target after all: " + st.Text)
 			return
 		}
 		sd.Told, sd.ToldAt = VerbAbort, s.now // there is nothing that it could undo
+	case errors.As(ev.err, &st) && st.final() && m.State.arrived() && ev.verb != verbLook:
+		// It knows better, or cannot take part: saying it again changes nothing.
+		sd.Told, sd.ToldAt, sd.Error = VerbCommit, s.now, ev.err.Error()
+		return
 	}
 	sd.Error = ev.err.Error()
 	if ev.verb == verbLook {

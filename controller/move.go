@@ -163,6 +163,9 @@ func (m *Move) record(r Role) *AgentRecord {
 	return m.Target
 }
 
+// idAt is the name of the move at the agent of one side.
+func (m *Move) idAt(sd *Side) string { return or(sd.AgentID, m.ID) }
+
 // clone makes a Move that shares nothing with m that step changes.
 func (m Move) clone() Move {
 	m.MapServers = slices.Clone(m.MapServers)

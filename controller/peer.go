@@ -7,7 +7,6 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -20,12 +19,12 @@ type peer struct {
 	cancel context.CancelFunc
 	report func(poll)    // hands a poll's result to the owner
 	told   func(ok bool) // counts
-	fast   atomic.Bool   // the agent takes part in a move
 
 	tellKick, pollKick chan struct{}
 
 	mu   sync.Mutex
 	want map[string]*tell
+	ids  []string // handovers of open moves
 }
 
 // tell is what an agent should know of a VM, and whether it does.
@@ -40,9 +39,13 @@ type tell struct {
 type poll struct {
 	h       Hypervisor
 	started time.Time
+	only    []string // asked for these; nil = for all
 	recs    []AgentRecord
 	err     error
 }
+
+// fewHandovers is up to how many an agent is asked for one by one: its list of all is long.
+const fewHandovers = 16
 
 func newPeer(h Hypervisor, a agents, t Timing, report func(poll), told func(bool)) *peer {
 	return &peer{h: h, agents: a, timing: t, report: report, told: told, want: map[string]*tell{},
@@ -91,11 +94,20 @@ func (p *peer) again() {
 	kick(p.tellKick)
 }
 
-// setFast makes polls frequent while the agent takes part in a move.
-func (p *peer) setFast(on bool) {
-	if p.fast.Swap(on) != on && on {
+// watch says which handovers belong to open moves. They are polled often.
+func (p *peer) watch(ids []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(ids) > 0 && len(p.ids) == 0 {
 		kick(p.pollKick)
 	}
+	p.ids = ids
+}
+
+func (p *peer) watched() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ids
 }
 
 func (p *peer) next() (string, *tell) {
@@ -176,25 +188,52 @@ func (p *peer) tell(ctx context.Context, name string, t *tell) error {
 
 func (p *peer) pollLoop(ctx context.Context) {
 	failed := false
+	var full time.Time // when the agent was last asked for everything
 	for ctx.Err() == nil {
-		started := time.Now()
-		cctx, cancel := context.WithTimeout(ctx, p.timing.Call)
-		recs, err := p.agents.Handovers(cctx, p.h)
-		cancel()
+		r := poll{h: p.h, started: time.Now()}
+		ids := p.watched()
+		if r.started.Before(full.Add(p.timing.PollIdle)) && len(ids) > 0 && len(ids) <= fewHandovers {
+			r.only = ids
+			r.recs, r.err = p.some(ctx, ids)
+		} else {
+			full = r.started
+			cctx, cancel := context.WithTimeout(ctx, p.timing.Call)
+			r.recs, r.err = p.agents.Handovers(cctx, p.h)
+			cancel()
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		if failed && err == nil {
+		if failed && r.err == nil {
 			p.again()
 		}
-		failed = err != nil
-		p.report(poll{p.h, started, recs, err})
-		wait := p.timing.PollIdle
-		if p.fast.Load() {
+		failed = r.err != nil
+		p.report(r)
+		wait := time.Until(full.Add(p.timing.PollIdle))
+		if len(p.watched()) > 0 {
 			wait = p.timing.Poll
 		}
-		sleep(ctx, wait, p.pollKick)
+		sleep(ctx, max(wait, p.timing.Poll), p.pollKick)
 	}
+}
+
+// some asks for a few handovers. One that the agent does not know is left out.
+func (p *peer) some(ctx context.Context, ids []string) ([]AgentRecord, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.timing.Call)
+	defer cancel()
+	var out []AgentRecord
+	for _, id := range ids {
+		rec, err := p.agents.Handover(ctx, p.h, id)
+		var st *StatusError
+		switch {
+		case err == nil && rec != nil:
+			out = append(out, *rec)
+		case errors.As(err, &st) && st.Code == 404:
+		case err != nil:
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // sleep waits for d, the end of ctx or a kick; it reports whether there was a kick.

@@ -32,15 +32,15 @@ func (c *Controller) unprepared(h Hypervisor, r *AgentRecord, now time.Time) {
 
 // observed writes down that a VM came to run on h.
 func (c *Controller) observed(h Hypervisor, v VM, r *AgentRecord, now time.Time) {
+	if v.Hypervisor == h.Name {
+		// It is known to be there, or came back before anybody looked. What is older is past.
+		v.Placed = r.Times.Run
+		c.setVM(v)
+		return
+	}
 	from, ok := c.hypervisorAt(r.PeerRLOC)
-	if !ok {
+	if !ok || from.Name == h.Name {
 		from = c.inv.hvs[v.Hypervisor]
-	}
-	if from.Name == h.Name {
-		from = Hypervisor{}
-	}
-	if v.Hypervisor == h.Name && len(c.byVM[v.Name]) == 0 {
-		return // it started where it was said to be
 	}
 	rec := *r
 	rec.VM = v.Name
