@@ -219,3 +219,9 @@ func (c clock) sum(e lisp.EID, perCPU []routeCount) RouteCount {
 	}
 	return r
 }
+
+// Packets returns how many packets have taken the route for e; false if there is no route.
+func (d *DataPlane) Packets(e lisp.EID) (uint64, bool) {
+	c, ok, err := d.RouteCounters(e)
+	return c.Packets, ok && err == nil
+}

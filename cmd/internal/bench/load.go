@@ -1,0 +1,232 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/testnet"
+)
+
+// pair is a client and a server with the path under test between them.
+type pair struct {
+	client, server *testnet.Namespace
+	addr           netip.Addr // of the server
+}
+
+const (
+	benchPort = 5201
+	warmUp    = 300 * time.Millisecond
+)
+
+// pinned runs f on an OS thread of its own on one processor: the load must not wander, or the rounds
+// differ by more than what is measured.
+func pinned(cpu int, f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var old, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &old); err != nil {
+		return err
+	}
+	defer unix.SchedSetaffinity(0, &old)
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("pin to processor %d: %w", cpu, err)
+	}
+	return f()
+}
+
+// tcp measures the goodput of n streams in bit/s, as the server reads it.
+func (p pair) tcp(n int, d time.Duration) (float64, error) {
+	var l *net.TCPListener
+	err := p.server.Do(func() (err error) {
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.addr, benchPort)))
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	var got atomic.Uint64
+	var wg sync.WaitGroup
+	var conns []*net.TCPConn
+	defer wg.Wait()
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for range n {
+		var c *net.TCPConn
+		err := p.client.Do(func() error {
+			nc, err := net.DialTimeout("tcp", l.Addr().String(), 3*time.Second)
+			if err == nil {
+				c = nc.(*net.TCPConn)
+			}
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+		s, err := l.AcceptTCP()
+		if err != nil {
+			return 0, err
+		}
+		conns = append(conns, c, s)
+	}
+	for i := 0; i < len(conns); i += 2 {
+		out, in := conns[i], conns[i+1]
+		wg.Go(func() { pinned(0, func() error { return stream(out, in, nil) }) })
+		wg.Go(func() { pinned(1, func() error { return stream(nil, in, &got) }) })
+	}
+	time.Sleep(warmUp)
+	before, start := got.Load(), time.Now()
+	time.Sleep(d)
+	return float64(got.Load()-before) * 8 / time.Since(start).Seconds(), nil
+}
+
+// stream writes to out for ever, or reads from in and counts, until the connection is closed. It uses
+// blocking system calls: the scheduler's poller would be measured as well otherwise.
+func stream(out, in *net.TCPConn, got *atomic.Uint64) error {
+	buf := make([]byte, 256<<10)
+	for {
+		if out != nil {
+			if _, err := out.Write(buf); err != nil {
+				return err
+			}
+			continue
+		}
+		n, err := in.Read(buf)
+		got.Add(uint64(n))
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// udpRate measures packets/s that arrive when the client sends as fast as it can.
+func (p pair) udpRate(size int, d time.Duration) (float64, error) {
+	in, out, err := p.udp()
+	if err != nil {
+		return 0, err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer in.Close()
+	defer out.Close()
+	var got atomic.Uint64
+	wg.Go(func() {
+		pinned(1, func() error {
+			pc := ipv4.NewPacketConn(in)
+			ms := batch(128, 2048)
+			for {
+				n, err := pc.ReadBatch(ms, 0)
+				if err != nil {
+					return err
+				}
+				got.Add(uint64(n))
+			}
+		})
+	})
+	wg.Go(func() {
+		pinned(0, func() error {
+			pc := ipv4.NewPacketConn(out)
+			ms := batch(64, size)
+			for {
+				if _, err := pc.WriteBatch(ms, 0); err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.ECONNREFUSED) {
+					return err
+				}
+			}
+		})
+	})
+	time.Sleep(warmUp)
+	before, start := got.Load(), time.Now()
+	time.Sleep(d)
+	return float64(got.Load()-before) / time.Since(start).Seconds(), nil
+}
+
+func batch(n, size int) []ipv4.Message {
+	ms := make([]ipv4.Message, n)
+	for i := range ms {
+		ms[i].Buffers = [][]byte{make([]byte, size)}
+	}
+	return ms
+}
+
+func (p pair) udp() (in, out *net.UDPConn, err error) {
+	err = p.server.Do(func() (err error) {
+		in, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.addr, benchPort)))
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	in.SetReadBuffer(4 << 20)
+	err = p.client.Do(func() (err error) {
+		out, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.addr, benchPort)))
+		return err
+	})
+	if err != nil {
+		in.Close()
+		return nil, nil, err
+	}
+	return in, out, nil
+}
+
+// latency measures the round trip of single datagrams: median and 99th percentile.
+func (p pair) latency(d time.Duration) (median, p99 time.Duration, err error) {
+	in, out, err := p.udp()
+	if err != nil {
+		return 0, 0, err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer in.Close()
+	defer out.Close()
+	wg.Go(func() {
+		pinned(1, func() error {
+			buf := make([]byte, 64)
+			for {
+				n, from, err := in.ReadFromUDPAddrPort(buf)
+				if err != nil {
+					return err
+				}
+				in.WriteToUDPAddrPort(buf[:n], from)
+			}
+		})
+	})
+	var rtts []time.Duration
+	err = pinned(0, func() error {
+		buf := make([]byte, 64)
+		for end := time.Now().Add(d + warmUp); time.Now().Before(end); {
+			start := time.Now()
+			out.SetReadDeadline(start.Add(time.Second))
+			if _, err := out.Write(buf); err != nil {
+				return err
+			}
+			if _, err := out.Read(buf); err != nil {
+				return fmt.Errorf("ping-pong: %w", err)
+			}
+			rtts = append(rtts, time.Since(start))
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	slices.Sort(rtts)
+	return quantile(rtts, 0.5), quantile(rtts, 0.99), nil
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tabi-lisp/tabi/cmd/internal/config"
+	"github.com/tabi-lisp/tabi/detr"
+	"github.com/tabi-lisp/tabi/detr/bgp"
+	"github.com/tabi-lisp/tabi/lisp"
+	"github.com/tabi-lisp/tabi/lisp/control"
+	"github.com/tabi-lisp/tabi/xtr/kernel"
+	"github.com/tabi-lisp/tabi/xtr/slowpath"
+)
+
+// The seams of the D-ETR: what the anchor asks for, and who gives it.
+var (
+	_ detr.Endpoint  = (*control.Endpoint)(nil)
+	_ detr.DataPlane = (*kernel.DataPlane)(nil)
+	_ detr.SlowPath  = (*slowpath.SlowPath)(nil)
+	_ detr.Upstream  = (*bgp.Upstream)(nil)
+	_ lisp.Sink      = (*detr.DETR)(nil)
+)
+
+func newDETRCommand() *cobra.Command {
+	return daemonCommand("detr", "Run a representative ETR: the anchor that the Internet sees", runDETR,
+		func(c *config.DETR) config.Common { return c.Common })
+}
+
+func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
+	if err := forwarding(); err != nil {
+		return err
+	}
+	dp, err := openDataPlane(c.Kernel, c.Underlay, d)
+	if err != nil {
+		return err
+	}
+	defer dp.Close()
+	if err := attach(c.Upstream, dp.AttachUpstream); err != nil {
+		return err
+	}
+	c.SlowPath.Known = func(e lisp.EID) bool {
+		return slices.ContainsFunc(c.Anchor.Aggregates, func(a lisp.EID) bool { return a.Contains(e) })
+	}
+	sp, err := slowpath.New(c.SlowPath, dp.Queues(), dp, d.log)
+	if err != nil {
+		return err
+	}
+	ep, err := d.endpoint(ctx, c.Kernel.Self...)
+	if err != nil {
+		return err
+	}
+	var upstream detr.Upstream
+	var announcer *bgp.Upstream
+	if c.Announce != nil {
+		if announcer, err = bgp.NewUpstream(*c.Announce, d.log); err != nil {
+			return err
+		}
+		upstream = announcer
+		d.part("upstream", announcer.Run)
+	}
+	x, err := detr.New(c.Anchor, ep, dp, sp, upstream, d.log)
+	if err != nil {
+		return err
+	}
+	feed, err := bgp.NewFeed(c.Feed, x, d.log)
+	if err != nil {
+		return err
+	}
+	x.DataPlaneUp(true)
+	d.part("slow path", sp.Run)
+	d.part("feed", feed.Run)
+	d.part("detr", x.Run)
+	d.part("events", func(ctx context.Context) error {
+		for {
+			x.FeedAlive(feed.State().Alive())
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-feed.Changed():
+			case m := <-sp.Misses():
+				x.Miss(m.IID, m.Src, m.Dst)
+			case <-dp.Events(): // an anchor acts on none of them, but they must not pile up
+			}
+		}
+	})
+	d.serve(withCounters{withBGP{x, func(ctx context.Context) ([]bgp.PeerStatus, error) {
+		s, err := feed.Status(ctx)
+		if err != nil || announcer == nil {
+			return s, err
+		}
+		up, err := announcer.Status(ctx)
+		return append(s, up...), err
+	}}, []counted{{"kernel", dp.Drops}, {"slow path", sp.Counters}, {"feed", feed.Counters}, {"control", ep.Counters}}}, nil)
+	return d.run(ctx)
+}
+
+// forwarding lets the host route what leaves the tunnel for the Internet. The source of such a packet is
+// an EID, to which the way back is lisp0: strict reverse-path filtering would drop it.
+func forwarding() error {
+	for key, value := range map[string]string{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv4/conf/all/rp_filter": "0"} {
+		if err := os.WriteFile("/proc/sys/"+key, []byte(value), 0o644); err != nil {
+			return fmt.Errorf("forwarding: %w", err)
+		}
+	}
+	return nil
+}
