@@ -61,7 +61,9 @@ func (d configData) Outside() bool       { return outOfCloud(d.site) }
 func (d configData) SiteNumber() int {
 	return map[string]int{"nezu": 1, "hokuriku": 2, "nara": 3, "xsite": 9}[d.site]
 }
-func (d configData) Upstream() netip.Addr { return gateway4(d.up4()) }
+func (d configData) Upstreams() []netip.Addr {
+	return []netip.Addr{gateway4(d.up4()), gateway6(d.up6())}
+}
 
 // MapServers are those of the host's own cloud, by the address family that it speaks.
 func (d configData) MapServers() (out []netip.Addr) {
@@ -138,10 +140,10 @@ func (d configData) MapServers4() (out []netip.Addr) {
 	return out
 }
 
-// UpstreamPeers are the D-ETRs as the Internet router sees them.
+// UpstreamPeers are the D-ETRs as the Internet router sees them: a session for each family.
 func (d configData) UpstreamPeers() (out []netip.Addr) {
 	for _, n := range nodesOf("detr", inCloud) {
-		out = append(out, n.up4())
+		out = append(out, n.up4(), n.up6())
 	}
 	return out
 }
@@ -288,8 +290,8 @@ bgp:
   as: {{.CloudAS}}
   map_servers:{{range .MapServers4}}
     - {address: "{{.}}"}{{end}}
-  upstreams:
-    - {address: "{{.Upstream}}", as: {{.InetAS}}}
+  upstreams:{{$as := .InetAS}}{{range .Upstreams}}
+    - {address: "{{.}}", as: {{$as}}}{{end}}
 external:
   map_servers:{{$s := .ExternalSecret}}{{range .External}}
     - {address: "{{.}}", key: {id: 1, secret: {{$s}}}}{{end}}

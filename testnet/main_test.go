@@ -39,7 +39,10 @@ func TestMain(m *testing.M) {
 		panic("no such role")
 	}
 	code := m.Run()
-	if left := leftBehind(fmt.Sprintf("tt%d", os.Getpid())); len(left) > 0 && code == 0 {
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
+	if left := append(leftBehind(fmt.Sprintf("tt%d", os.Getpid())), leftBehind(fmt.Sprintf("tabi-tt%d", os.Getpid()))...); len(left) > 0 && code == 0 {
 		fmt.Fprintln(os.Stderr, "left behind:", left)
 		code = 1
 	}

@@ -94,7 +94,7 @@ func demo(ctx context.Context, out, progress io.Writer, o demoOptions) (err erro
 		err = play(ctx, c, out, p, o)
 	}
 	if errors.Is(err, context.Canceled) {
-		return errors.New("demo: interrupted")
+		return fmt.Errorf("demo: interrupted: %w", err)
 	}
 	if o.keep && c != nil {
 		if e := keep(ctx, c, progress, p, err); e != nil || err != nil {

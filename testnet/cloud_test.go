@@ -1,0 +1,308 @@
+package testnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// tabi builds the binary that the tests of the whole cloud run, once.
+var tabi = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "tabi-test")
+	if err != nil {
+		return "", err
+	}
+	built = dir
+	exe := filepath.Join(dir, "tabi")
+	cmd := exec.Command("go", append(append([]string{"build"}, buildFlags...), "-o", exe, "../cmd/tabi")...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build tabi: %w\n%s", err, out)
+	}
+	return exe, nil
+})
+
+// built is removed when all tests are done.
+var built string
+
+// testRate is what the flows of these tests send in packets a second and direction: the race detector is in every
+// daemon, and all of them share two cores. The demo's own rate is run by TestDemo.
+const testRate = 400
+
+// startCloud starts the demo's cloud with its flows running.
+func startCloud(t *testing.T, o Options) *Cloud {
+	t.Helper()
+	exe, err := tabi()
+	must(t, err)
+	o.Binary, o.ID = exe, fmt.Sprintf("tt%d-%d", os.Getpid(), runs.Add(1))
+	if o.Rate == 0 {
+		o.Rate = testRate
+	}
+	if o.BitRate == 0 {
+		o.BitRate = 2e6
+	}
+	o.Progress = func(s string) { t.Log(s) }
+	c, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			logTails(t, c)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, c.Flows.Start(t.Context()))
+	time.Sleep(300 * time.Millisecond)
+	return c
+}
+
+// logTails shows what the daemons said that is more than information.
+func logTails(t *testing.T, c *Cloud) {
+	for _, name := range c.Hosts() {
+		logs, _ := filepath.Glob(filepath.Join(c.Host(name).Dir(), "*.log"))
+		for _, log := range logs {
+			b, _ := os.ReadFile(log)
+			var lines []string
+			for line := range strings.Lines(string(b)) {
+				if !strings.Contains(line, "level=INFO") && !strings.Contains(line, "level=DEBUG") {
+					lines = append(lines, line)
+				}
+			}
+			if n := len(lines); n > 0 {
+				t.Logf("%s: %d lines of warnings, the last:\n%s", log, n, strings.Join(lines[max(0, n-15):], ""))
+			}
+		}
+	}
+}
+
+// moveTo moves the VM and fails the test if the move could not be made.
+func moveTo(t *testing.T, c *Cloud, o MoveOptions) *MoveReport {
+	t.Helper()
+	r, err := c.Move(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(r.line())
+	for _, s := range r.Steps {
+		t.Logf("  %+9.1f ms %s %s", s.MS, s.Name, s.Note)
+	}
+	if len(r.Dropped) > 0 {
+		t.Logf("  dropped: %v", r.Dropped)
+	}
+	return r
+}
+
+// finish stops the flows and returns what they saw.
+func finish(t *testing.T, c *Cloud, moves ...*MoveReport) []FlowReport {
+	t.Helper()
+	time.Sleep(500 * time.Millisecond)
+	must(t, c.Flows.Stop(t.Context()))
+	for name, vm := range c.vms {
+		if vm.Lost() > 0 {
+			t.Errorf("the tester's own VMM lost %d frames of %s", vm.Lost(), name)
+		}
+	}
+	reports := c.Flows.Report(Windows(moves))
+	for _, r := range reports {
+		if r.TesterDrops > 0 {
+			t.Errorf("%s: the tester's own socket dropped %d packets", r.Name, r.TesterDrops)
+		}
+		t.Logf("%-22s sent %7d lost %4d doubled %d reordered %d gap %v ms", r.Name, r.Sent, r.Lost, r.Duplicated, r.Reordered, r.Gaps)
+	}
+	return reports
+}
+
+// wantNoLoss is the product's promise.
+func wantNoLoss(t *testing.T, reports []FlowReport) {
+	t.Helper()
+	for _, r := range reports {
+		if !r.OK() {
+			t.Errorf("%s: sent %d, lost %d, doubled %d, intact %v, missing %v, %s", r.Name, r.Sent, r.Lost, r.Duplicated, r.Intact == nil || *r.Intact, r.Missing, r.LastError)
+		}
+	}
+}
+
+func wantNoProblems(t *testing.T, moves ...*MoveReport) {
+	t.Helper()
+	for _, m := range moves {
+		for _, p := range m.Problems {
+			t.Errorf("%s: %s", m.ID, p)
+		}
+	}
+}
+
+// blackout of the moves of these tests.
+const blackout = 150 * time.Millisecond
+
+// The main job, at the demo's own rates.
+func TestDemo(t *testing.T) {
+	c := startCloud(t, Options{Rate: 2000, BitRate: 20e6, Seed: 7})
+	var moves []*MoveReport
+	for range 6 {
+		moves = append(moves, moveTo(t, c, Planned(c.next(), 200*time.Millisecond)))
+		time.Sleep(300 * time.Millisecond)
+	}
+	reports := finish(t, c, moves...)
+	wantNoLoss(t, reports)
+	wantNoProblems(t, moves...)
+	version := uint16(0)
+	for _, m := range moves {
+		if m.Version <= version {
+			t.Errorf("%s: version %d after %d", m.ID, m.Version, version)
+		}
+		version = m.Version
+		if m.BlackoutMS < 199 || m.Held == 0 {
+			t.Errorf("%s: blackout %.1f ms, %d held: the VM did not go dark", m.ID, m.BlackoutMS, m.Held)
+		}
+	}
+}
+
+// The controller dies just after prepare, and is not there for the rest of the move. It comes back and knows.
+func TestControllerKilledAfterPrepare(t *testing.T) {
+	c := startCloud(t, Options{})
+	o := Planned("hokuriku-hv1", blackout)
+	o.Commit = false
+	o.AfterPrepare = func(context.Context) error { return c.Host("ctl").Kill("controller") }
+	moved := moveTo(t, c, o)
+	must(t, c.Host("ctl").Start(within(t, 30*time.Second), "controller"))
+	back := moveTo(t, c, Planned("nezu-hv1", blackout))
+	wantNoLoss(t, finish(t, c, moved, back))
+	wantNoProblems(t, moved, back)
+}
+
+// Either Map-Server is killed before a move, and in the blackout of another.
+func TestMapServerKilled(t *testing.T) {
+	c := startCloud(t, Options{})
+	var moves []*MoveReport
+	for _, ms := range []string{"ms1", "ms2"} {
+		kill := func(context.Context) error { return c.Host(ms).Kill("mapserver") }
+		for _, during := range []bool{false, true} {
+			o := Planned(c.next(), blackout)
+			if during {
+				o.AfterPause = kill
+			} else {
+				o.BeforePrepare = kill
+			}
+			moves = append(moves, moveTo(t, c, o))
+			must(t, c.Host(ms).Start(within(t, 30*time.Second), "mapserver"))
+			time.Sleep(time.Second)
+		}
+	}
+	wantNoLoss(t, finish(t, c, moves...))
+	wantNoProblems(t, moves...)
+}
+
+// The agent of the source, or of the target, is killed in mid-move and started again. Its kernel goes on, but what
+// only the agent can do is not done meanwhile: then, and only then, packets may be lost.
+func TestAgentKilledInMidMove(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		victim string
+		pause  bool // kill in the blackout, else before the VM stops
+	}{
+		{"source armed", "nezu-hv1", false},
+		{"source redirecting", "nezu-hv1", true},
+		{"target waiting", "hokuriku-hv1", false},
+		{"target holding", "hokuriku-hv1", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := startCloud(t, Options{})
+			var dead time.Duration
+			restart := func(ctx context.Context) error {
+				died := time.Now()
+				err := errors.Join(c.Host(test.victim).Kill("xtr"), c.Host(test.victim).Start(ctx, "xtr"))
+				dead = time.Since(died)
+				return err
+			}
+			o := Planned("hokuriku-hv1", blackout)
+			if test.pause {
+				o.AfterPause = restart
+			} else {
+				o.AfterPrepare = restart
+			}
+			moved := moveTo(t, c, o)
+			reports := finish(t, c, moved)
+			t.Logf("no agent for %v", dead.Round(time.Millisecond))
+			for _, r := range reports {
+				if r.Unit == "bytes" {
+					if !r.OK() {
+						t.Errorf("%s: %+v", r.Name, r)
+					}
+					continue
+				}
+				rate := testRate
+				if strings.Contains(r.Name, "peer") || strings.Contains(r.Name, "lispsite") {
+					rate /= 4
+				}
+				may := uint64(0)
+				if test.pause { // while the VM ran nowhere and nobody could act
+					may = uint64(dead.Seconds()*float64(rate)) + 2
+				}
+				if r.Lost > may || r.Duplicated > 0 {
+					t.Errorf("%s: lost %d of %d, at most %d may be; doubled %d; missing %v", r.Name, r.Lost, r.Sent, may, r.Duplicated, r.Missing)
+				}
+			}
+		})
+	}
+}
+
+// The migration fails in the blackout: the VM goes on where it was. Then it moves after all.
+func TestAbortedMigration(t *testing.T) {
+	c := startCloud(t, Options{})
+	o := Planned("nara-hv1", blackout)
+	o.Abort = true
+	aborted := moveTo(t, c, o)
+	if c.Where(hostWeb) != "nezu-hv1" {
+		t.Fatalf("the VM is at %s", c.Where(hostWeb))
+	}
+	time.Sleep(500 * time.Millisecond)
+	moved := moveTo(t, c, Planned("nara-hv1", blackout))
+	wantNoLoss(t, finish(t, c, aborted, moved))
+	wantNoProblems(t, aborted, moved)
+}
+
+// Nobody told the cloud of the move beforehand, and the controller is dead. With the hypervisor's stop event nothing
+// is lost; without it what the old tap held may be, and no more.
+func TestUnpreparedMove(t *testing.T) {
+	for _, stopEvent := range []bool{true, false} {
+		t.Run(fmt.Sprintf("stop event %v", stopEvent), func(t *testing.T) {
+			c := startCloud(t, Options{})
+			must(t, c.Host("ctl").Kill("controller"))
+			moved := moveTo(t, c, MoveOptions{To: "hokuriku-hv1", StopEvent: stopEvent, Blackout: blackout})
+			reports := finish(t, c, moved)
+			if stopEvent {
+				wantNoLoss(t, reports)
+			}
+			for _, r := range reports {
+				may := uint64((blackout + 100*time.Millisecond).Seconds() * testRate)
+				if r.Unit == "packets" && r.Lost > may || r.Duplicated > 0 {
+					t.Errorf("%s: lost %d, doubled %d", r.Name, r.Lost, r.Duplicated)
+				}
+			}
+			wantNoProblems(t, moved)
+		})
+	}
+}
+
+// A Map-Server is cut off while the VM moves, and comes back with an old belief: the newer mapping wins everywhere.
+func TestPartitionedMapServer(t *testing.T) {
+	c := startCloud(t, Options{})
+	must(t, c.Partition("ms1"))
+	moved := moveTo(t, c, Planned("hokuriku-hv1", blackout))
+	must(t, c.Heal("ms1"))
+	again := moveTo(t, c, Planned("nara-hv1", blackout))
+	if err := c.waitAnchors(within(t, 90*time.Second), hostWeb, hostPeer); err != nil {
+		t.Error(err)
+	}
+	wantNoLoss(t, finish(t, c, moved, again))
+	wantNoProblems(t, moved, again)
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package testnet
+
+var buildFlags []string

@@ -1,0 +1,6 @@
+//go:build race
+
+package testnet
+
+// buildFlags: when the tests run with the race detector, so do the daemons that they start.
+var buildFlags = []string{"-race"}
