@@ -189,9 +189,11 @@ func (g *Gateway) watch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("gateway: list links: %w", err)
 	}
-	g.reconcile(links)
-	retry := time.NewTimer(0)
+	retry := time.NewTimer(retryAfter)
 	defer retry.Stop()
+	if g.reconcile(links) {
+		retry.Stop()
+	}
 	for {
 		var out chan<- PortEvent
 		var next PortEvent
@@ -219,21 +221,17 @@ func (g *Gateway) watch(ctx context.Context) error {
 			}
 			g.changed(u.Link)
 		case <-retry.C:
-			again := false
 			links, err := netlink.LinkList()
-			again = err != nil
-			for _, l := range links {
-				again = !g.see(l) || again
-			}
-			if again {
+			if err != nil || !g.reconcile(links) {
 				retry.Reset(retryAfter)
 			}
 		}
 	}
 }
 
-// reconcile makes the ports what links says.
-func (g *Gateway) reconcile(links []netlink.Link) {
+// reconcile makes the ports what links says. It reports false when one could not be opened and should be
+// tried again.
+func (g *Gateway) reconcile(links []netlink.Link) bool {
 	there := make(map[int]bool, len(links))
 	for _, l := range links {
 		there[l.Attrs().Index] = true
@@ -243,9 +241,11 @@ func (g *Gateway) reconcile(links []netlink.Link) {
 			g.remove(index)
 		}
 	}
+	all := true
 	for _, l := range links {
-		g.see(l)
+		all = g.see(l) && all
 	}
+	return all
 }
 
 func (g *Gateway) indexes() []int {

@@ -81,7 +81,7 @@ func (r *rules) answer(h heard, ifindex int) (v verdict, err error) {
 	case arpRequest:
 		r.answerARP(h, ifindex, &v)
 	case arpReply:
-		v.see(r, "arp", h.src)
+		v.see(r, arpKind(h), h.src)
 	case rarp:
 		v.kind, v.announce = "rarp", true
 	case neighborSolicitation:
@@ -113,11 +113,11 @@ func (r *rules) answerARP(h heard, ifindex int, v *verdict) {
 		v.see(r, "probe", h.dst)
 		v.keepQuiet(quietProbe)
 		return
-	case h.src == h.dst:
-		v.see(r, "garp", h.src)
-		return
 	default:
-		v.see(r, "arp", h.src)
+		v.see(r, arpKind(h), h.src)
+		if h.src == h.dst {
+			return
+		}
 		if v.isQuiet {
 			return
 		}
@@ -127,6 +127,14 @@ func (r *rules) answerARP(h heard, ifindex int, v *verdict) {
 		return
 	}
 	v.frame, v.sent = buildARP(h.mac, 2, r.mac, h.dst, h.mac, h.src), sentARP
+}
+
+// arpKind tells ARP that asks or answers somebody from ARP that tells everybody.
+func arpKind(h heard) string {
+	if h.src == h.dst {
+		return "garp"
+	}
+	return "arp"
 }
 
 func (r *rules) answerNS(h heard, ifindex int, v *verdict) (err error) {
