@@ -57,6 +57,12 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 	var upstream detr.Upstream
 	var announcer *bgp.Upstream
 	if c.Announce != nil {
+		// A session over IPv4 can then announce the IPv6 aggregates as well (RFC 4760).
+		if len(c.Announce.NextHops) == 0 {
+			if c.Announce.NextHops, err = globalAddresses(c.Upstream); err != nil {
+				return err
+			}
+		}
 		if announcer, err = bgp.NewUpstream(*c.Announce, d.log); err != nil {
 			return err
 		}

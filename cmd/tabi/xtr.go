@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netlink"
@@ -72,6 +73,16 @@ func runXTR(ctx context.Context, c *config.XTR, d *daemon) error {
 // openDataPlane opens the kernel's data plane, or picks up what a daemon before left running, and attaches
 // it to the underlay.
 func openDataPlane(c kernel.Config, underlay []string, d *daemon) (*kernel.DataPlane, error) {
+	// Whoever registers RLOCs of one family still sends to peers that have only the other one.
+	sources, err := globalAddresses(underlay)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range sources {
+		if !slices.ContainsFunc(c.Self, func(s netip.Addr) bool { return s.Is4() == a.Is4() }) {
+			c.Self = append(slices.Clone(c.Self), a)
+		}
+	}
 	dp, err := kernel.Open(c, d.log)
 	if err != nil {
 		return nil, err

@@ -47,7 +47,7 @@ type rawDETRBGP struct {
 	Hold       scalar[uint16]       `yaml:"hold_time" doc:"hold time in seconds" def:"90"`
 	MapServers []rawBGPPeer         `yaml:"map_servers" doc:"Map-Servers, or route reflectors in front of them" req:"1"`
 	Upstreams  []rawBGPPeer         `yaml:"upstreams" doc:"routers that the aggregates are announced to, and nothing else"`
-	NextHops   []scalar[netip.Addr] `yaml:"next_hops" doc:"next hops of the announcement, at most one of each family (default: the session's own address)" ex:"198.18.0.2 2001:db8:65::2"`
+	NextHops   []scalar[netip.Addr] `yaml:"next_hops" doc:"next hops of the announcement, at most one of each family (default: the addresses of the upstream interfaces)" ex:"198.18.0.2 2001:db8:65::2"`
 }
 
 type rawExternal struct {
