@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -153,6 +154,45 @@ func (s *space) route(prefix, via, dev string) {
 		r.Gw = net.ParseIP(via)
 	}
 	s.must(s.nl.RouteReplace(r))
+}
+
+const (
+	ethtoolTxCsum = 0x17 // ETHTOOL_STXCSUM
+	ethtoolTSO    = 0x1f // ETHTOOL_STSO
+	ethtoolGSO    = 0x24 // ETHTOOL_SGSO
+	ethtoolGRO    = 0x2c // ETHTOOL_SGRO
+)
+
+// offload switches offloads of an interface.
+func (s *space) offload(name string, on bool, commands ...uint32) {
+	s.t.Helper()
+	s.do(func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			s.t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		for _, c := range commands {
+			value := [2]uint32{c, 0}
+			if on {
+				value[1] = 1
+			}
+			var req struct {
+				name [16]byte
+				data unsafe.Pointer
+				_    [16]byte
+			}
+			copy(req.name[:], name)
+			req.data = unsafe.Pointer(&value)
+			if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); e != 0 && (on || e != unix.EOPNOTSUPP) {
+				s.t.Errorf("%s: ethtool %#x: %v", name, c, e)
+			}
+		}
+	})
+	if s.t.Failed() {
+		s.t.FailNow()
+	}
 }
 
 // conn reads and writes frames: a TAP's other end, or a packet socket on an interface.
@@ -544,7 +584,6 @@ func lispFrame(h header, sport uint16, iid uint32, inner []byte) []byte {
 	f[at+6], f[at+7] = 0, 0
 	return f
 }
-
 
 // sendWire gives a frame to the underlay interface.
 func (l *lab) sendWire(f []byte) {
