@@ -14,12 +14,24 @@ type copies struct {
 	memory int
 	newest uint64 // highest number
 	seeded bool   // newest is known to its upper half
+	split  uint32 // number on the frames of a super-packet that came up as segments
+	run    uint64 // how many of them have come
 }
 
-// numbered is a copy with its number on the port.
+// numbered is a copy with its number on the port. A super-packet that the VM is given as segments has
+// as many numbers, of which n is the first.
 type numbered struct {
-	f *frame
-	n uint64
+	f    *frame
+	n    uint64
+	span uint64
+}
+
+// unread returns how many of v's numbers are above read.
+func (v numbered) unread(read uint64) uint64 {
+	if v.n > read {
+		return v.span
+	}
+	return v.span - min(v.span, read-v.n+1)
 }
 
 func (c *copies) pop() numbered {
@@ -34,11 +46,13 @@ func (c *copies) clear() {
 	}
 }
 
-// after returns how many copies have a number above read.
-func (c *copies) after(read uint64) (n int) {
+// after returns how many numbers above read there are copies of.
+func (c *copies) after(read uint64) (n uint64) {
+	var last uint64
 	for i := range c.wait.len() {
-		if c.wait.at(i).n > read {
-			n++
+		if v := c.wait.at(i); v.n != last { // frames with one number are one packet
+			n += v.unread(read)
+			last = v.n
 		}
 	}
 	return n
@@ -63,9 +77,19 @@ func (s *SlowPath) serveCopy(f *frame) {
 		c.newest, c.seeded = given.Given, true
 		c.newest = widen(c.newest, f.up.Seq)
 	}
-	n := widen(c.newest, f.up.Seq)
-	c.newest = max(c.newest, n)
-	c.wait.pushBack(numbered{f, n})
+	v := numbered{f: f, n: widen(c.newest, f.up.Seq), span: 1}
+	switch {
+	case f.up.Flags&fib.UpSplit == 0:
+	case f.segs > 1:
+		v.span = uint64(f.segs)
+	case c.run > 0 && c.split == f.up.Seq:
+		v.n += c.run
+		c.run++
+	default:
+		c.split, c.run = f.up.Seq, 1
+	}
+	c.newest = max(c.newest, v.n+v.span-1)
+	c.wait.pushBack(v)
 	c.memory += f.memory()
 	for c.wait.len() > s.cfg.CopyPackets || c.memory > s.cfg.CopyBytes {
 		c.pop().f.free()
@@ -91,14 +115,14 @@ type replay struct {
 	hold   uint32
 	port   uint16
 	read   uint64
-	want   int // copies there should be
+	want   uint64 // numbers that there should be copies of
 	until  time.Time
 	answer chan int
 }
 
 // Replay puts the packets that a port was given and the VM never read at the head of a hold, marked as
-// replays, and returns how many. read is how many packets the VM has read: the interface's tx_packets,
-// and tx_dropped where the interface counts those apart. It waits up to 3 ms for copies that are still
+// replays, and returns how many frames that is. read is how many packets the VM has read or the
+// interface has dropped: tx_packets plus tx_dropped. It waits up to 3 ms for copies that are still
 // on their way. It moves the copies: a second call finds only what came since.
 func (s *SlowPath) Replay(hold uint32, port uint16, read uint64) int {
 	r := &replay{hold: hold, port: port, read: read, answer: make(chan int, 1)}
@@ -120,7 +144,7 @@ func (s *SlowPath) startReplay(r *replay, now time.Time) {
 		s.counts.inc(doorErrors)
 	}
 	if given.Given > r.read {
-		r.want = int(min(given.Given-r.read, uint64(s.cfg.CopyPackets)))
+		r.want = min(given.Given-r.read, uint64(s.cfg.CopyPackets))
 	}
 	r.until = now.Add(replayTime)
 	s.replays = append(s.replays, r)
@@ -131,7 +155,7 @@ func (s *SlowPath) startReplay(r *replay, now time.Time) {
 func (s *SlowPath) tryReplays(now time.Time) (wake time.Time) {
 	s.replays = slices.DeleteFunc(s.replays, func(r *replay) bool {
 		c := s.ports[r.port]
-		have := 0
+		var have uint64
 		if c != nil {
 			have = c.after(r.read)
 		}
@@ -142,7 +166,7 @@ func (s *SlowPath) tryReplays(now time.Time) (wake time.Time) {
 			return false
 		}
 		if have < r.want {
-			s.counts.add(replayMissing, uint64(r.want-have))
+			s.counts.add(replayMissing, r.want-have)
 		}
 		r.answer <- s.putReplays(r, c, now)
 		return true
@@ -158,16 +182,19 @@ func (s *SlowPath) putReplays(r *replay, c *copies, now time.Time) int {
 	var unread []numbered
 	for n := c.wait.len(); n > 0; n-- {
 		v := c.pop()
-		if v.n <= r.read {
+		switch left := v.unread(r.read); {
+		case left == 0:
 			v.f.free()
-			continue
+		case left == v.span:
+			unread = append(unread, v)
+		default:
+			unread = append(unread, s.cutRead(v, r.read)...)
 		}
-		unread = append(unread, v)
 	}
 	// Copies came by several queues, so they are in order only within each flow.
-	slices.SortStableFunc(unread, func(a, b numbered) int { return cmp.Compare(b.n, a.n) })
+	slices.SortStableFunc(unread, func(a, b numbered) int { return cmp.Compare(a.n, b.n) })
 	h := s.hold(r.hold, now)
-	for _, v := range unread {
+	for _, v := range slices.Backward(unread) {
 		f := v.f
 		f.up.Flags |= fib.UpReplay
 		f.up.Hold = uint16(r.hold)
@@ -182,4 +209,29 @@ func (s *SlowPath) putReplays(r *replay, c *copies, now time.Time) int {
 	s.tell(h)
 	s.counts.add(replayed, uint64(len(unread)))
 	return len(unread)
+}
+
+// cutRead cuts a super-packet of which the VM has read a part, and returns the rest. It frees v.
+func (s *SlowPath) cutRead(v numbered, read uint64) (rest []numbered) {
+	defer v.f.free()
+	p, ok := parsePacket(v.f.packet(), true)
+	if !ok {
+		s.counts.inc(badPacket)
+		return nil
+	}
+	n := v.n
+	ok = s.segment(v.f, p, fib.Down{}, func(g *frame) bool {
+		if n <= read {
+			g.free()
+		} else {
+			g.up, g.since = v.f.up, v.f.since
+			rest = append(rest, numbered{f: g, n: n, span: 1})
+		}
+		n++
+		return true
+	})
+	if !ok {
+		s.counts.inc(badOffload)
+	}
+	return rest
 }

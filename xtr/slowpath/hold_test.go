@@ -374,6 +374,87 @@ func TestReplayAloneKeepsLivePacketsBehind(t *testing.T) {
 	})
 }
 
+// A super-packet has one number where the VM reads it whole, and one for each segment where it does not.
+func TestReplayOfSuperPackets(t *testing.T) {
+	super, vnet := udp(t, "192.0.2.1", "192.0.2.2", "aabbccddee"), superHeader(gsoUDP, 20, 2)
+	copyUp := func(seq uint32, flags fib.UpFlags) fib.Up {
+		return fib.Up{Reason: fib.UpCopy, Port: 5, Seq: seq, Flags: flags}
+	}
+	one := func(what string) []byte { return udp(t, "192.0.2.1", "192.0.2.2", what) }
+	for name, tc := range map[string]struct {
+		feed  func(k *fakeKernel)
+		given uint64
+		read  uint64
+		want  []string // that comes down
+	}{
+		"read whole": {func(k *fakeKernel) {
+			k.feed(0, copyUp(1, 0), vnet, super)
+			k.feed(0, copyUp(2, 0), nil, one("x"))
+		}, 2, 1, []string{"x"}},
+		"unread whole": {func(k *fakeKernel) {
+			k.feed(0, copyUp(1, 0), nil, one("x"))
+			k.feed(0, copyUp(2, 0), vnet, super)
+		}, 2, 1, []string{"aabbccddee"}},
+		"one packet in two frames": {func(k *fakeKernel) {
+			k.feed(0, copyUp(1, 0), nil, one("x"))
+			k.feed(0, copyUp(2, 0), nil, one("y"))
+			k.feed(0, copyUp(2, 0), nil, one("z"))
+		}, 2, 1, []string{"y", "z"}},
+		"split, none read": {func(k *fakeKernel) {
+			k.feed(0, copyUp(1, fib.UpSplit), vnet, super)
+			k.feed(0, copyUp(6, 0), nil, one("x"))
+		}, 6, 0, []string{"aabbccddee", "x"}},
+		"split, two read": {func(k *fakeKernel) {
+			k.feed(0, copyUp(1, fib.UpSplit), vnet, super)
+			k.feed(0, copyUp(6, 0), nil, one("x"))
+		}, 6, 2, []string{"cc", "dd", "ee", "x"}},
+		"split, all read": {func(k *fakeKernel) {
+			k.feed(0, copyUp(1, fib.UpSplit), vnet, super)
+			k.feed(0, copyUp(6, 0), nil, one("x"))
+		}, 6, 5, []string{"x"}},
+		"split, and came up as segments": {func(k *fakeKernel) {
+			for _, b := range []string{"aa", "bb", "cc"} {
+				k.feed(0, copyUp(7, fib.UpSplit), nil, one(b))
+			}
+			k.feed(0, copyUp(10, 0), nil, one("x"))
+			for _, b := range []string{"dd", "ee"} {
+				k.feed(0, copyUp(11, fib.UpSplit), nil, one(b))
+			}
+		}, 12, 8, []string{"cc", "x", "dd", "ee"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newFakeKernel(t, 1)
+				s := k.start(Config{})
+				tc.feed(k)
+				k.mu.Lock()
+				k.given[5] = tc.given
+				k.mu.Unlock()
+				synctest.Wait()
+				if n := s.Replay(9, 5, tc.read); n != len(tc.want) {
+					t.Fatalf("replayed %d frames", n)
+				}
+				if n := s.Counters()["replay_missing"]; n != 0 {
+					t.Fatalf("%d missing", n)
+				}
+				flushed(t, s.Flush, 9)()
+				got := k.take()
+				if d := cmp.Diff(tc.want, allSay(got)); d != "" {
+					t.Fatal(d)
+				}
+				for _, w := range got {
+					if gsoType(w.vnet) == gsoNone {
+						verifyChecksums(t, w.packet)
+					}
+				}
+				if h := k.counters(9); h.diverted != h.reinjected+h.dropped {
+					t.Fatalf("counters %+v", h)
+				}
+			})
+		})
+	}
+}
+
 func TestReplayWaitsForCopiesOnTheirWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t, 1)

@@ -53,12 +53,13 @@ type missQueue struct {
 // queues of lisp0 at that time. Bounded, because a destination without a route would go round for ever.
 const (
 	releasedTime    = 20 * time.Millisecond
-	releasedPackets = 256
+	releasedPackets = 16384
 )
 
 // missTable holds the destinations that are waited for.
 type missTable struct {
 	queues map[missKey]*missQueue
+	bytes  int             // of all queues
 	report deque[missKey] // those that Misses has not told yet
 	rate   bucket
 }
@@ -69,6 +70,12 @@ func (t *missTable) init() {
 }
 
 func (t *missTable) len() int { return len(t.queues) }
+
+// emptied notes that nothing waits in q any more.
+func (t *missTable) emptied(q *missQueue) {
+	t.bytes -= q.bytes
+	q.bytes = 0
+}
 
 // next returns the next destination to tell the control plane of.
 func (t *missTable) next(now time.Time) (Miss, bool) {
@@ -120,10 +127,11 @@ func (s *SlowPath) serveMiss(f *frame, now time.Time) {
 	case q.wait.len() >= s.cfg.MissPackets:
 		// The newest goes: the first packets of a flow are worth more than the last.
 		s.drop(f, dropMissPackets)
-	case q.bytes+f.memory() > s.cfg.MissBytes:
+	case q.bytes+f.memory() > s.cfg.MissBytes || s.miss.bytes+f.memory() > s.cfg.MissesBytes:
 		s.drop(f, dropMissBytes)
 	default:
 		q.bytes += f.memory()
+		s.miss.bytes += f.memory()
 		q.wait.pushBack(f)
 	}
 }
@@ -158,7 +166,7 @@ func (s *SlowPath) releaseMiss(q *missQueue, now time.Time) {
 		f := q.wait.popFront()
 		s.reinject(f, again(f.up))
 	}
-	q.bytes = 0
+	s.miss.emptied(q)
 	q.state, q.until, q.budget = missReleased, now.Add(releasedTime), releasedPackets
 }
 
@@ -171,7 +179,7 @@ func (s *SlowPath) dropMiss(q *missQueue, why counter) {
 	for q.wait.len() > 0 {
 		s.drop(q.wait.popFront(), why)
 	}
-	q.bytes = 0
+	s.miss.emptied(q)
 }
 
 // endMiss ends the state of q whose time is over.

@@ -20,8 +20,11 @@ type Config struct {
 	MaxHoldTime   time.Duration // that a packet waits in a hold, default 30 s
 	MaxHoldsBytes int           // memory of all holds in bytes, default 256 MiB
 
-	MissPackets      int           // packets that wait for one destination, default 64
-	MissBytes        int           // memory of the packets that wait for one destination, default 256 KiB
+	// A VM that has just arrived sends all that it had queued at once, to destinations that this host has
+	// not asked for yet: so the bounds are wide for one destination, and narrow for all together.
+	MissPackets      int           // packets that wait for one destination, default 4096
+	MissBytes        int           // memory of the packets that wait for one destination, default 4 MiB
+	MissesBytes      int           // memory of the packets that wait for all destinations, default 64 MiB
 	MissTime         time.Duration // that packets wait for an answer, default 5 s
 	MissDestinations int           // destinations that are waited for, default 4096
 	RefusedTime      time.Duration // that packets are dropped after there was no answer, default 1 s
@@ -48,8 +51,9 @@ func (c Config) withDefaults() Config {
 	c.MaxHoldBytes = cmp.Or(c.MaxHoldBytes, 16<<20)
 	c.MaxHoldTime = cmp.Or(c.MaxHoldTime, 30*time.Second)
 	c.MaxHoldsBytes = cmp.Or(c.MaxHoldsBytes, 256<<20)
-	c.MissPackets = cmp.Or(c.MissPackets, 64)
-	c.MissBytes = cmp.Or(c.MissBytes, 256<<10)
+	c.MissPackets = cmp.Or(c.MissPackets, 4096)
+	c.MissBytes = cmp.Or(c.MissBytes, 4<<20)
+	c.MissesBytes = cmp.Or(c.MissesBytes, 64<<20)
 	c.MissTime = cmp.Or(c.MissTime, 5*time.Second)
 	c.MissDestinations = cmp.Or(c.MissDestinations, 4096)
 	c.RefusedTime = cmp.Or(c.RefusedTime, time.Second)
