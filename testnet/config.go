@@ -61,9 +61,7 @@ func (d configData) Outside() bool       { return outOfCloud(d.site) }
 func (d configData) SiteNumber() int {
 	return map[string]int{"nezu": 1, "hokuriku": 2, "nara": 3, "xsite": 9}[d.site]
 }
-func (d configData) Upstreams() []netip.Addr {
-	return []netip.Addr{gateway4(d.up4()), gateway6(d.up6())}
-}
+func (d configData) Upstreams() []netip.Addr { return []netip.Addr{gateway4(d.up4())} }
 
 // MapServers are those of the host's own cloud, by the address family that it speaks.
 func (d configData) MapServers() (out []netip.Addr) {
@@ -140,10 +138,10 @@ func (d configData) MapServers4() (out []netip.Addr) {
 	return out
 }
 
-// UpstreamPeers are the D-ETRs as the Internet router sees them: a session for each family.
+// UpstreamPeers are the D-ETRs as the Internet router sees them.
 func (d configData) UpstreamPeers() (out []netip.Addr) {
 	for _, n := range nodesOf("detr", inCloud) {
-		out = append(out, n.up4(), n.up6())
+		out = append(out, n.up4())
 	}
 	return out
 }
