@@ -9,10 +9,12 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/cmd/internal/admin"
 	"github.com/tabi-lisp/tabi/cmd/internal/config"
@@ -64,8 +66,35 @@ func newDaemon(c config.Common) (*daemon, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state_dir: %w", err)
 	}
-	return &daemon{Common: c, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}, nil
+	d := &daemon{Common: c, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
+	if err := prioritize(); err != nil {
+		d.log.Warn("running at ordinary priority", "err", err)
+	}
+	return d, nil
 }
+
+// prioritize puts this process before ordinary ones: a control plane that waits for the processor behind
+// guests, builds or statistics loses packets in the moment in which it is needed. Niceness belongs to
+// threads; those that are made later inherit it.
+func prioritize() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		tid, err := strconv.Atoi(t.Name())
+		if err != nil {
+			continue
+		}
+		if err := unix.Setpriority(unix.PRIO_PROCESS, tid, daemonNice); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("set priority: %w", err)
+		}
+	}
+	return nil
+}
+
+// daemonNice is below that of ordinary processes (0) and above that of what must not wait at all (-20).
+const daemonNice = -10
 
 // part adds something that runs as long as the daemon; the first that fails ends it.
 func (d *daemon) part(name string, run func(context.Context) error) {

@@ -59,7 +59,7 @@ const (
 // missTable holds the destinations that are waited for.
 type missTable struct {
 	queues map[missKey]*missQueue
-	bytes  int             // of all queues
+	bytes  int            // of all queues
 	report deque[missKey] // those that Misses has not told yet
 	rate   bucket
 }
