@@ -300,8 +300,8 @@ func TestFramesThatAreNoGoodAreCounted(t *testing.T) {
 		k.feed(0, fib.Up{Reason: fib.UpMiss}, nil, good[:19])
 		k.feed(0, fib.Up{Reason: fib.UpTTL}, nil, []byte{0x60, 0, 0})
 		k.feed(0, fib.Up{Reason: fib.UpTooBig}, nil, []byte{0x45})
-		k.feed(0, fib.Up{Reason: fib.UpSegment}, nil, []byte{0x45})
-		k.feed(0, fib.Up{Reason: fib.UpSegment}, nil, good) // no super-packet: cut, it would come up again
+		k.feed(0, fib.Up{Reason: fib.UpSegment}, superHeader(gsoUDP, 20, 1), []byte{0x45})
+		k.feed(0, fib.Up{Reason: fib.UpSegment}, superHeader(gsoTCP4, 20, 1), good)
 		synctest.Wait()
 		c := s.Counters()
 		want := map[string]uint64{"bad_short": 2, "bad_no_metadata": 1, "bad_reason": 1, "bad_packet": 4, "bad_offload": 1}

@@ -13,9 +13,17 @@ const (
 	tcpCWR = 0x80
 )
 
-// serveSegment cuts a super-packet into packets and sends them, in order.
+// serveSegment cuts a super-packet into packets and sends them, in order. What lisp0 has cut on the way
+// up, because of offloads that it has not, goes back as it is: only a super-packet comes up for this
+// reason, so it does not come again.
 func (s *SlowPath) serveSegment(f *frame) {
-	p, ok := parsePacket(f.packet(), gsoType(f.vnet()) != gsoNone)
+	if gsoType(f.vnet()) == gsoNone {
+		if s.reinject(f, again(f.up)) {
+			s.counts.inc(segmentsSent)
+		}
+		return
+	}
+	p, ok := parsePacket(f.packet(), true)
 	if !ok {
 		s.drop(f, badPacket)
 		return

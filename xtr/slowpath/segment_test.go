@@ -78,6 +78,18 @@ func zeroSum(t testing.TB) []byte {
 	return b
 }
 
+// What lisp0 could not carry whole comes up in packets, which may still have their outer headers.
+func TestWhatLisp0HasCutGoesBackAsItIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vnet := []byte{1, 0, 0, 0, 0, 0, 84, 0, 6, 0}
+		b := incomplete(t, udp(t, "100.64.1.2", "100.64.2.2", string(pattern(1000))))
+		got, c := serveOne(t, Config{}, fib.Up{Reason: fib.UpSegment, Flags: fib.UpTransit}, vnet, b)
+		if len(got) != 1 || !bytes.Equal(got[0].packet, b) || !bytes.Equal(got[0].vnet, vnet) || got[0].Flags != fib.DownTransit || c["segments_sent"] != 1 {
+			t.Fatalf("%+v %v", got, c)
+		}
+	})
+}
+
 func TestSegmentsOfATCPSuperPacket(t *testing.T) {
 	header := func(v6 bool) []byte {
 		tcp := &layers.TCP{SrcPort: 1, DstPort: 2, Seq: 0xfffffc00, ACK: true, PSH: true, FIN: true, CWR: true, Ack: 9, Window: 500,
