@@ -65,6 +65,8 @@ type DETR struct {
 	res     *resolver
 	reg     *registrar
 	feed    bool      // the feed is alive
+	full    bool      // and has said everything, once
+	warm    bool      // there were routes of before a restart
 	plane   bool      // the data plane is attached
 	started time.Time // of Run
 	serving bool
@@ -128,11 +130,14 @@ func (d *DETR) packets(e lisp.EID) uint64 {
 
 // Apply takes mappings of the cloud's own EIDs from the feed: DETR is a [lisp.Sink].
 func (d *DETR) Apply(ctx context.Context, delta lisp.Delta) error {
-	err := d.anchor.Apply(ctx, delta)
-	if delta.Full {
-		d.tell(func(time.Time) {}) // whether we can serve may have changed
+	if err := d.anchor.Apply(ctx, delta); err != nil {
+		return err
 	}
-	return err
+	if delta.Full {
+		// Only a feed that is alive says everything. What decides whether we serve changes in one step.
+		d.tell(func(time.Time) { d.feed, d.full = true, true })
+	}
+	return nil
 }
 
 // FeedAlive says whether the feed has a Map-Server, or keeps the mappings of one that is coming back.
@@ -217,6 +222,7 @@ func (d *DETR) begin(ctx context.Context, now time.Time) error {
 	if err := d.anchor.start(ctx, known); err != nil {
 		return err
 	}
+	d.warm = d.anchor.state().warm > 0
 	d.res.start(known, now)
 	return nil
 }
@@ -230,10 +236,7 @@ func (d *DETR) loop(ctx context.Context, lost <-chan error) error {
 		d.judge(ctx, now)
 		d.res.tick(now)
 		d.act(ctx, now)
-		next := earlier(earlier(d.res.next(), d.reg.next()), d.retry)
-		if !d.warmUntil().IsZero() {
-			next = earlier(next, d.warmUntil())
-		}
+		next := earlier(earlier(d.res.next(), d.reg.next()), earlier(d.retry, d.warmUntil(now)))
 		if next.IsZero() {
 			next = now.Add(time.Hour)
 		}
@@ -250,15 +253,9 @@ func (d *DETR) loop(ctx context.Context, lost <-chan error) error {
 	}
 }
 
-// warmUntil is until when routes of before a restart count as service; zero if that is not in question.
-func (d *DETR) warmUntil() time.Time {
-	if d.feed {
-		return time.Time{}
-	}
-	if s := d.anchor.state(); s.full || s.warm == 0 {
-		return time.Time{}
-	}
-	if t := d.started.Add(d.cfg.WarmTime); t.After(time.Now()) {
+// warmUntil is until when routes of before a restart count as service; zero if they do not.
+func (d *DETR) warmUntil(now time.Time) time.Time {
+	if t := d.started.Add(d.cfg.WarmTime); d.warm && !d.full && t.After(now) {
 		return t
 	}
 	return time.Time{}
@@ -267,10 +264,8 @@ func (d *DETR) warmUntil() time.Time {
 // judge decides whether we can serve the aggregates: packets reach the data plane, and it knows where the
 // EIDs are, because a feed has said everything, or because it still knows from before a restart.
 func (d *DETR) judge(ctx context.Context, now time.Time) {
-	s := d.anchor.state()
-	fed := d.feed && s.full
-	warm := !s.full && s.warm > 0 && now.Before(d.started.Add(d.cfg.WarmTime))
-	if on := d.plane && (fed || warm); on != d.serving || !d.retry.IsZero() && !d.retry.After(now) {
+	on := d.plane && (d.feed && d.full || !d.warmUntil(now).IsZero())
+	if on != d.serving || !d.retry.IsZero() && !d.retry.After(now) {
 		d.setServing(ctx, on, now)
 	}
 }

@@ -218,14 +218,18 @@ func (r *resolver) next() time.Time {
 
 // tick sends what is due and removes what has expired.
 func (r *resolver) tick(now time.Time) {
+	if !r.scan.IsZero() && !r.scan.After(now) {
+		r.lookThrough(now)
+	}
 	for _, e := range slices.SortedFunc(maps.Keys(r.queries), lisp.EID.Compare) {
 		if q := r.queries[e]; !q.next.After(now) {
 			r.advance(q, now)
 		}
 	}
-	if r.scan.IsZero() || r.scan.After(now) {
-		return
-	}
+}
+
+// lookThrough removes what has expired from the map-cache, and asks again for what is in use.
+func (r *resolver) lookThrough(now time.Time) {
 	r.scan = time.Time{}
 	maps.DeleteFunc(r.smrs, func(_ lisp.EID, t time.Time) bool { return now.Sub(t) >= smrInterval })
 	for e, c := range r.cache.All() {

@@ -109,3 +109,23 @@ func TestNextHops(t *testing.T) {
 		}
 	}
 }
+
+func TestUpstreamFamilies(t *testing.T) {
+	hop4, hop6 := addr("192.0.2.1"), addr("2001:db8::1")
+	for _, c := range []struct {
+		peer string
+		hops []netip.Addr
+		want []Family
+	}{
+		{"192.0.2.9", nil, []Family{IPv4}},
+		{"2001:db8::9", nil, []Family{IPv6}},
+		{"192.0.2.9", []netip.Addr{hop6}, []Family{IPv4, IPv6}},
+		{"2001:db8::9", []netip.Addr{hop6}, []Family{IPv6}},
+		{"2001:db8::9", []netip.Addr{hop4}, []Family{IPv4, IPv6}},
+	} {
+		cfg := UpstreamConfig{NextHops: c.hops}
+		if d := cmp.Diff(c.want, cfg.families(addr(c.peer))); d != "" {
+			t.Errorf("%s with %v: %s", c.peer, c.hops, d)
+		}
+	}
+}

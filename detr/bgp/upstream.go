@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,8 +19,9 @@ import (
 type UpstreamConfig struct {
 	Config
 	Aggregates []netip.Prefix // all that ever leaves
-	// NextHops are the next hops to announce, one per family at most; for a family without one it is our
-	// address on the session, which must then be of that family.
+	// NextHops are the next hops to announce, one per family at most. A family without one is announced
+	// with our address on the session, on sessions of that family only, unless the peer's Families say
+	// otherwise.
 	NextHops []netip.Addr
 }
 
@@ -37,13 +39,18 @@ type Upstream struct {
 
 // NewUpstream makes an Upstream that announces nothing yet; [Upstream.Run] brings the sessions up.
 func NewUpstream(cfg UpstreamConfig, log *slog.Logger) (*Upstream, error) {
-	for i, p := range cfg.Aggregates {
+	for _, p := range cfg.Aggregates {
 		if !p.IsValid() || p != p.Masked() {
 			return nil, fmt.Errorf("bgp: upstream: aggregate %v is not a masked prefix", p)
 		}
-		cfg.Aggregates[i] = p
 	}
-	s, err := newSpeaker(role{name: "upstream", families: []Family{IPv4, IPv6}}, cfg.Config, log)
+	cfg.Peers = slices.Clone(cfg.Peers)
+	for i := range cfg.Peers {
+		if p := &cfg.Peers[i]; len(p.Families) == 0 {
+			p.Families = cfg.families(p.Addr)
+		}
+	}
+	s, err := newSpeaker(role{name: "upstream"}, cfg.Config, log)
 	if err != nil {
 		return nil, err
 	}
@@ -53,6 +60,17 @@ func NewUpstream(cfg UpstreamConfig, log *slog.Logger) (*Upstream, error) {
 		return nil, err
 	}
 	return u, nil
+}
+
+// families are those that a session with peer can carry with a next hop that routers can use.
+func (c *UpstreamConfig) families(peer netip.Addr) (fs []Family) {
+	for _, f := range []Family{IPv4, IPv6} {
+		is := func(a netip.Addr) bool { return a.Is4() == (f == IPv4) }
+		if is(peer) || slices.ContainsFunc(c.NextHops, is) {
+			fs = append(fs, f)
+		}
+	}
+	return fs
 }
 
 // exportOnly lets the aggregates leave, with exactly their length.
