@@ -429,6 +429,13 @@ func (vm *labVM) read(p packet) {
 	vm.got[p.eid] = append(vm.got[p.eid], p.seq)
 }
 
+// forget makes the VM begin to count anew.
+func (vm *labVM) forget() {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.got = map[lisp.EID][]int{}
+}
+
 // check compares what a VM has read with what was sent. It returns how many were lost.
 func (f *flow) check(vm *labVM, mayLose bool) (lost int) {
 	vm.l.t.Helper()
@@ -567,6 +574,12 @@ func (p *labPlane) announcePorts() {
 	for _, t := range p.taps {
 		p.x.PortUp(t.name, t.index, t.port)
 	}
+}
+
+func (p *labPlane) hasTap(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.taps[name] != nil
 }
 
 func (p *labPlane) tapIndex(name string) int {
@@ -875,4 +888,9 @@ func (p *labPlane) setAt(e lisp.EID, fits func(fib.Route) bool) time.Time {
 		}
 	}
 	return time.Time{}
+}
+
+// simnetPath is the lab's ordinary path with loss.
+func simnetPath(loss float64) simnet.Path {
+	return simnet.Path{Delay: 500 * time.Microsecond, Loss: loss}
 }
