@@ -23,6 +23,10 @@ var sysctls = []struct{ family, name, value string }{
 	{"ipv6", "accept_redirects", "0"},
 }
 
+// queueLen is the room, in packets, between us and a VM. What was held for a VM during its move arrives at
+// once when it runs again; in a TAP's usual 1000 packets the rest would be lost.
+const queueLen = 20000
+
 // setUp makes an interface one of the gateway's. It does what can be done, and returns all of what
 // could not.
 func setUp(link netlink.Link, m mac) error {
@@ -36,6 +40,12 @@ func setUp(link netlink.Link, m mac) error {
 	if !bytes.Equal(a.HardwareAddr, m[:]) {
 		if err := netlink.LinkSetHardwareAddr(link, m[:]); err != nil {
 			errs = append(errs, fmt.Errorf("set MAC address: %w", err))
+		}
+	}
+	// Short queues are the kernel's default for TAPs; longer ones are somebody's wish.
+	if a.TxQLen < queueLen {
+		if err := netlink.LinkSetTxQLen(link, queueLen); err != nil {
+			errs = append(errs, fmt.Errorf("set queue length: %w", err))
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
