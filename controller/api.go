@@ -572,7 +572,14 @@ func (c *Controller) putMove(r *http.Request) (int, any, error) {
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	v, err := c.ask(r.Context(), func(now time.Time) (any, error) { return c.prepare(id, in, now) })
+	begin := func(now time.Time) (any, error) { return c.prepare(id, in, now) }
+	v, err := c.ask(r.Context(), begin)
+	var e *Error
+	if errors.As(err, &e) && e.Move != nil && e.Move.State == Prepared {
+		// The VM may run on the target of that move already, and we do not know yet.
+		c.look(r.Context(), e.Move.ID)
+		v, err = c.ask(r.Context(), begin)
+	}
 	if err != nil {
 		return 0, nil, err
 	}
@@ -617,7 +624,8 @@ func (c *Controller) prepare(id string, in MoveRequest, now time.Time) (any, err
 		return nil, fail(http.StatusConflict, "nobody has said where vm %s runs: put its hypervisor first", v.Name)
 	}
 	if m := c.moving(v.Name); m != nil {
-		return nil, fail(http.StatusConflict, "vm %s is being moved already: %s; commit or abort that first", v.Name, m.summary())
+		rec := *m
+		return nil, &Error{http.StatusConflict, fmt.Sprintf("vm %s is being moved already: %s; commit or abort that first", v.Name, m.summary()), &rec}
 	}
 	if from.Name == to.Name {
 		return nil, fail(http.StatusConflict, "vm %s runs on %s already", v.Name, to.Name)

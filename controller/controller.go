@@ -525,6 +525,41 @@ func (c *Controller) call(id string, a actCall, h Hypervisor, body agentHandover
 	c.post(func(now time.Time) { c.event(id, ev, now) })
 }
 
+// look asks both agents of a move what they see, now. What they answer is taken before anything that is
+// asked of the owner afterwards.
+func (c *Controller) look(ctx context.Context, id string) {
+	type agent struct {
+		role Role
+		h    Hypervisor
+		id   string
+	}
+	v, err := c.ask(ctx, func(time.Time) (any, error) {
+		var out []agent
+		if e := c.moves[id]; e != nil {
+			for _, r := range []Role{Target, Source} {
+				sd := e.m.side(r)
+				out = append(out, agent{r, c.inv.hvs[sd.Hypervisor], e.m.idAt(sd)})
+			}
+		}
+		return out, nil
+	})
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, a := range v.([]agent) {
+		wg.Go(func() {
+			started := time.Now()
+			if rec, err := c.agents.Handover(ctx, a.h, a.id); err == nil && rec != nil {
+				c.post(func(now time.Time) { c.event(id, evReport{role: a.role, started: started, rec: rec}, now) })
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // wakeWatchers tells whoever waits for a move that has come where they want it, or has ended.
 func (c *Controller) wakeWatchers(id string) {
 	e := c.moves[id]

@@ -351,6 +351,26 @@ func TestSecondMove(t *testing.T) {
 	})
 }
 
+// The next move of a VM is asked for at the moment at which it arrives, before any poll has told of that.
+func TestNextMoveAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *cloud, r *ctl) {
+		w.furnish(t, r, 6)
+		for i := range 6 {
+			from, to := hvNames[i%3], hvNames[(i+1)%3]
+			id := fmt.Sprint("m", i)
+			r.must(t, http.StatusCreated, "PUT", "/v1/moves/"+id, fmt.Sprintf(`{"vm":"web","to":"%s"}`, to))
+			w.migrate(id, from, to, 50*time.Millisecond)
+		}
+		time.Sleep(time.Minute)
+		w.checkAt(t, "hv1", 12)
+		for i, m := range r.recent("", "", 0) {
+			if want := map[bool]State{true: Settled, false: Superseded}[i == 0]; m.State != want || m.Held != 23 || m.Redirected != 17 {
+				t.Errorf("%+v", m)
+			}
+		}
+	})
+}
+
 // Hundreds of moves at once, one agent hanging and one Map-Server dead: the others do not notice.
 func TestManyMoves(t *testing.T) {
 	bubble(t, func(t *testing.T, w *cloud, r *ctl) {
@@ -637,6 +657,41 @@ func TestAgentsAreTold(t *testing.T) {
 				if len(w.agent(h).vms) != 0 {
 					t.Errorf("%s still knows %+v", h, w.agent(h).vms)
 				}
+			}
+		})
+	})
+}
+
+// An EID that goes from one VM to another reaches the agents, in whatever order they are told.
+func TestAgentsAreToldOfSwaps(t *testing.T) {
+	bubble(t, func(t *testing.T, w *cloud, r *ctl) {
+		w.furnish(t, r, 0)
+		r.must(t, http.StatusCreated, "PUT", "/v1/vms/a", `{"eids":["10.0.0.1"]}`)
+		time.Sleep(time.Second)
+		r.must(t, http.StatusOK, "PUT", "/v1/vms/web", `{"eids":["10.0.0.2"]}`)
+		r.must(t, http.StatusOK, "PUT", "/v1/vms/a", `{"eids":["10.0.0.1","198.51.100.10"]}`)
+		r.must(t, http.StatusNoContent, "DELETE", "/v1/vms/web", "")
+		r.must(t, http.StatusCreated, "PUT", "/v1/vms/b", `{"eids":["10.0.0.2"]}`)
+		time.Sleep(time.Second)
+		var told int
+		w.with(func() {
+			for _, h := range hvNames {
+				a := w.agent(h)
+				if len(a.vms) != 2 || len(a.vms["a"].EIDs) != 2 || len(a.vms["b"].EIDs) != 1 {
+					t.Errorf("%s knows %+v", h, a.vms)
+				}
+				a.vms["intruder"] = agentVM{EIDs: webEIDs[1:]}
+				told = a.told
+			}
+		})
+		r.must(t, http.StatusOK, "PUT", "/v1/vms/a", `{"eids":["10.0.0.1","`+webEIDs[1].String()+`"]}`)
+		time.Sleep(time.Minute)
+		if text := r.must(t, http.StatusOK, "GET", "/v1/hypervisors/hv1", ""); !strings.Contains(text, "is of intruder") {
+			t.Error(text)
+		}
+		w.with(func() {
+			if n := w.agent("hv3").told - told; n > 3 {
+				t.Errorf("a final no was asked for %d times", n)
 			}
 		})
 	})

@@ -122,6 +122,7 @@ type fakeAgent struct {
 	vms  map[string]agentVM
 	hos  map[string]*AgentRecord
 	log  []string
+	told int // PUTs of VMs
 }
 
 // cloud is the world of a test. Its lock is held for moments only, never while time passes.
@@ -198,11 +199,20 @@ func (w *cloud) enter(ctx context.Context, h Hypervisor, what string) (*fakeAgen
 
 func (w *cloud) PutVM(ctx context.Context, h Hypervisor, name string, vm agentVM) error {
 	a, err := w.enter(ctx, h, "")
-	if err == nil {
-		a.vms[name] = vm
-		w.mu.Unlock()
+	if err != nil {
+		return err
 	}
-	return err
+	defer w.mu.Unlock()
+	a.told++
+	for o, v := range a.vms {
+		for _, e := range vm.EIDs {
+			if o != name && slices.Contains(v.EIDs, e) {
+				return fmt.Errorf("agent: %w", &StatusError{409, e.String() + " is of " + o})
+			}
+		}
+	}
+	a.vms[name] = vm
+	return nil
 }
 
 func (w *cloud) DeleteVM(ctx context.Context, h Hypervisor, name string) error {

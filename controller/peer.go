@@ -3,9 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
-	"maps"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 )
@@ -22,9 +20,11 @@ type peer struct {
 
 	tellKick, pollKick chan struct{}
 
-	mu   sync.Mutex
-	want map[string]*tell
-	ids  []string // handovers of open moves
+	mu    sync.Mutex
+	want  map[string]*tell
+	gone  []string // names in want that may be to tell: deleted VMs
+	queue []string // the same, of all
+	ids   []string // handovers of open moves
 }
 
 // tell is what an agent should know of a VM, and whether it does.
@@ -73,6 +73,7 @@ func (p *peer) set(name string, vm agentVM) {
 		return
 	}
 	p.want[name] = &tell{vm: vm}
+	p.queue = append(p.queue, name)
 	kick(p.tellKick)
 }
 
@@ -81,6 +82,7 @@ func (p *peer) forget(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.want[name] = &tell{gone: true}
+	p.gone = append(p.gone, name)
 	kick(p.tellKick)
 }
 
@@ -88,8 +90,9 @@ func (p *peer) forget(name string) {
 func (p *peer) again() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, t := range p.want {
+	for name, t := range p.want {
 		t.done, t.refused = false, ""
+		p.queue = append(p.queue, name)
 	}
 	kick(p.tellKick)
 }
@@ -110,28 +113,44 @@ func (p *peer) watched() []string {
 	return p.ids
 }
 
+// next returns a VM that the agent is to be told of, nil if there is none. What is to be forgotten comes
+// first: others may have got its addresses.
 func (p *peer) next() (string, *tell) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(p.want)) {
-		if t := p.want[name]; !t.done && t.refused == "" {
-			return name, t
+	for _, q := range []*[]string{&p.gone, &p.queue} {
+		for ; len(*q) > 0; *q = (*q)[1:] {
+			if t := p.want[(*q)[0]]; t != nil && !t.done && t.refused == "" {
+				return (*q)[0], t
+			}
 		}
 	}
 	return "", nil
+}
+
+// retry makes what was refused be told once more.
+func (p *peer) retry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, t := range p.want {
+		if t.refused != "" {
+			t.refused = ""
+			p.queue = append(p.queue, name)
+		}
+	}
 }
 
 // waiting counts the VMs that the agent does not know of yet, and returns one of its refusals.
 func (p *peer) waiting() (n int, refused string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(p.want)) {
-		t := p.want[name]
+	first := ""
+	for name, t := range p.want {
 		if !t.done {
 			n++
 		}
-		if t.refused != "" && refused == "" {
-			refused = name + ": " + t.refused
+		if t.refused != "" && (first == "" || name < first) {
+			first, refused = name, name+": "+t.refused
 		}
 	}
 	return n, refused
@@ -139,10 +158,16 @@ func (p *peer) waiting() (n int, refused string) {
 
 func (p *peer) tellLoop(ctx context.Context) {
 	backoff := p.timing.Retry
+	progress := false // something was accepted since the refusals
 	for ctx.Err() == nil {
 		name, t := p.next()
 		if t == nil {
 			backoff = p.timing.Retry
+			if progress {
+				progress = false
+				p.retry() // what stood in the way may have been taken out of it
+				continue
+			}
 			if !sleep(ctx, p.timing.Tell, p.tellKick) {
 				p.again()
 			}
@@ -153,7 +178,7 @@ func (p *peer) tellLoop(ctx context.Context) {
 		var st *StatusError
 		switch {
 		case err == nil:
-			backoff = p.timing.Retry
+			backoff, progress = p.timing.Retry, true
 		case errors.As(err, &st) && st.final() && st.Code != 401 && st.Code != 403:
 			// About this VM there is nothing to repeat. The others go on.
 		default:
