@@ -1,0 +1,396 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/lisp"
+	"github.com/tabi-lisp/tabi/xtr/fib"
+)
+
+// ProgramTime is what one packet costs in one program.
+type ProgramTime struct {
+	Program string          `json:"program"`
+	Cost    []ProgramCostAt `json:"cost"`
+}
+
+// ProgramCostAt is the cost with a table of some size.
+type ProgramCostAt struct {
+	Mappings    int     `json:"mappings"`
+	Nanoseconds float64 `json:"ns_per_packet"`
+}
+
+const (
+	costActive  = 1000  // destinations that packets go to
+	costPackets = 20000 // that are measured
+	costRLOCs   = 1000
+)
+
+// ProgramCost measures, in a network namespace of its own, what a packet costs in each program with tables
+// of so many mappings, half of them of each family, while packets go to 1,000 destinations in random
+// order. The time is the kernel's own (kernel.bpf_stats) less that of an empty program: it is the clock's.
+// A table that has fewer mappings than destinations covers them with prefixes. It needs root, and some
+// 500 bytes of memory per mapping.
+func ProgramCost(ctx context.Context, sizes ...int) ([]ProgramTime, error) {
+	var out []ProgramTime
+	for _, n := range sizes {
+		if n < 2 || n > 2_000_000 {
+			return nil, fmt.Errorf("kernel: cost with %d mappings: not in 2..2000000", n)
+		}
+		var cases []costCase
+		var err error
+		onNewThread(func() { cases, err = costAt(ctx, n) })
+		if err != nil {
+			return nil, fmt.Errorf("kernel: cost with %d mappings: %w", n, err)
+		}
+		for i, c := range cases {
+			if i == len(out) {
+				out = append(out, ProgramTime{Program: c.name})
+			}
+			out[i].Cost = append(out[i].Cost, ProgramCostAt{Mappings: n, Nanoseconds: c.ns})
+		}
+	}
+	return out, nil
+}
+
+// onNewThread runs f on a thread that ends with it, as f changes its namespace and its CPU.
+func onNewThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
+}
+
+// costCase is one kind of packet at one program.
+type costCase struct {
+	name    string
+	prog    string
+	ifindex int
+	want    uint32 // verdict
+	frame   func(dst netip.Addr) []byte
+	to      []netip.Addr
+	ns      float64
+}
+
+func costAt(ctx context.Context, n int) (cases []costCase, err error) {
+	ns, err := netns.New()
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	defer ns.Close()
+	dir, err := os.MkdirTemp("", "tabi-cost")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(dir)
+	self := netip.MustParseAddr("100.64.0.1")
+	d, err := Open(Config{
+		PinDir: filepath.Join(dir, "bpf"), Self: []netip.Addr{self}, AllowedRLOCs: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")},
+		Own: costOwn, Anchor: true, Capacity: max(n, 2*costActive), Decap: "tc",
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Remove()) }()
+	l := &costLab{d: d, self: self}
+	if err := l.links(); err != nil {
+		return nil, err
+	}
+	if err := l.routes(ctx, n); err != nil {
+		return nil, err
+	}
+	cases = l.cases()
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		return nil, fmt.Errorf("statistics: %w", err)
+	}
+	defer stats.Close()
+	// What a CPU remembers of destinations it remembers for itself.
+	var cpus, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return nil, err
+	}
+	for i := 0; one.Count() == 0; i++ {
+		if cpus.IsSet(i) {
+			one.Set(i)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return nil, err
+	}
+	idle := costCase{name: "none", prog: "clock", frame: cases[0].frame, to: cases[0].to}
+	if err := l.measure(ctx, &idle); err != nil {
+		return nil, err
+	}
+	for i := range cases {
+		if err := l.measure(ctx, &cases[i]); err != nil {
+			return nil, fmt.Errorf("%s: %w", cases[i].name, err)
+		}
+		cases[i].ns -= idle.ns
+	}
+	return cases, nil
+}
+
+var (
+	costOwn      = []lisp.EID{costEID("10.0.0.0/8"), costEID("2001:db8::/32")}
+	costVM       = [2]netip.Addr{netip.MustParseAddr("10.255.0.1"), netip.MustParseAddr("2001:db8:ffff::1")}
+	costStranger = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db9::1")}
+)
+
+func costEID(s string) lisp.EID { return lisp.MakeEID(0, netip.MustParsePrefix(s)) }
+
+// costLab is a data plane whose programs are run by hand.
+type costLab struct {
+	d          *DataPlane
+	self       netip.Addr
+	vm, under  int
+	vmMAC, mac net.HardwareAddr
+	far, local [2][]netip.Addr // active destinations, by family
+}
+
+func (l *costLab) links() error {
+	tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "vm"}, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI}
+	if err := netlink.LinkAdd(tap); err != nil {
+		return fmt.Errorf("tap: %w", err)
+	}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "under"}, PeerName: "wire"}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("veth: %w", err)
+	}
+	for _, name := range []string{"vm", "under", "wire"} {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		switch name {
+		case "vm":
+			l.vm, l.vmMAC = link.Attrs().Index, link.Attrs().HardwareAddr
+		case "under":
+			l.under, l.mac = link.Attrs().Index, link.Attrs().HardwareAddr
+			a := &netlink.Addr{IPNet: &net.IPNet{IP: l.self.AsSlice(), Mask: net.CIDRMask(10, 32)}}
+			if err := netlink.AddrAdd(link, a); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := l.d.AttachVM(l.vm, Port{})
+	return err
+}
+
+// nthHost spreads host addresses over the aggregates.
+func nthHost(v6, i int) netip.Addr {
+	if v6 == 0 {
+		var b [4]byte
+		binary.BigEndian.PutUint32(b[:], 10<<24|uint32(i+1)*7)
+		return netip.AddrFrom4(b)
+	}
+	b := netip.MustParseAddr("2001:db8::").As16()
+	binary.BigEndian.PutUint32(b[4:], uint32(i+1)*2654435761&0x7fffffff)
+	binary.BigEndian.PutUint32(b[12:], uint32(i+1))
+	return netip.AddrFrom16(b)
+}
+
+// routes fills the table: the VM's own EIDs, mappings for what is far, local EIDs that are delivered.
+func (l *costLab) routes(ctx context.Context, n int) error {
+	deliver := func(e lisp.EID) fib.Route {
+		return fib.Route{EID: e, Do: fib.Deliver, If: l.vm, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+	}
+	var local []fib.Route
+	for f := range 2 {
+		local = append(local, deliver(lisp.HostEID(0, costVM[f])))
+		for i := range costActive / 2 {
+			l.far[f] = append(l.far[f], nthHost(f, i))
+			l.local[f] = append(l.local[f], nthHost(f, i+1<<20))
+		}
+	}
+	// Two prefixes hold all that is local, so that it does not count.
+	local = append(local, deliver(costEID("10.128.0.0/9")), deliver(costEID("2001:db8:8000::/33")))
+	for f := range 2 {
+		for i, a := range l.local[f] {
+			b := a.AsSlice()
+			if f == 0 {
+				b[1] |= 0x80
+			} else {
+				b[4] |= 0x80
+			}
+			l.local[f][i], _ = netip.AddrFromSlice(b)
+		}
+	}
+	if err := l.d.Set(ctx, local...); err != nil {
+		return err
+	}
+	encap := func(e lisp.EID, i int) fib.Route {
+		rloc := netip.AddrFrom4([4]byte{100, 65, byte(i % costRLOCs >> 8), byte(i % costRLOCs)})
+		return fib.Route{EID: e, Do: fib.Encap, Transit: true, Locators: []lisp.Locator{{RLOC: rloc, Priority: 1, Weight: 1, Reachable: true}}}
+	}
+	if n/2 < costActive/2 {
+		return l.d.Set(ctx, coverFew(n, encap)...)
+	}
+	batch := make([]fib.Route, 0, 4096)
+	for i := range n {
+		batch = append(batch, encap(lisp.HostEID(0, nthHost(i%2, i/2)), i))
+		if len(batch) == cap(batch) || i == n-1 {
+			if err := l.d.Set(ctx, batch...); err != nil {
+				return err
+			}
+			batch = batch[:0]
+		}
+	}
+	return nil
+}
+
+// coverFew makes n prefixes that cover all far destinations.
+func coverFew(n int, encap func(lisp.EID, int) fib.Route) (out []fib.Route) {
+	half := max(n/2, 1)
+	bits := 0
+	for 1<<bits < half {
+		bits++
+	}
+	// The addresses differ in their lower bits in IPv4 and in the second 32 bits in IPv6.
+	for i := range 1 << bits {
+		b := [4]byte{}
+		binary.BigEndian.PutUint32(b[:], 10<<24|uint32(i)<<(12-bits))
+		out = append(out, encap(lisp.MakeEID(0, netip.PrefixFrom(netip.AddrFrom4(b), 20+bits)), i))
+		w := netip.MustParseAddr("2001:db8::").As16()
+		binary.BigEndian.PutUint32(w[4:], uint32(i)<<(31-bits))
+		out = append(out, encap(lisp.MakeEID(0, netip.PrefixFrom(netip.AddrFrom16(w), 33+bits)), i))
+	}
+	return out
+}
+
+func (l *costLab) cases() []costCase {
+	const ok, redirect, pass = 0, 7, 2
+	family := [2]string{"IPv4", "IPv6"}
+	rloc := netip.MustParseAddr("100.66.0.1")
+	var all []costCase
+	for f := range 2 {
+		outer := func(inner []byte) []byte { return costLISP(l.mac, rloc, l.self, inner) }
+		all = append(all,
+			costCase{
+				name: "encapsulate " + family[f], prog: "vm_in", ifindex: l.vm, want: redirect, to: l.far[f],
+				frame: func(dst netip.Addr) []byte { return costUDP(l.vmMAC, costVM[f], dst) },
+			},
+			costCase{
+				name: "decapsulate " + family[f], prog: "under_in", ifindex: l.under, want: redirect, to: l.local[f],
+				frame: func(dst netip.Addr) []byte { return outer(costUDP(l.mac, costVM[f], dst)[14:]) },
+			},
+			costCase{
+				name: "decapsulate " + family[f] + " in XDP", prog: "under_xdp", want: pass, to: l.local[f],
+				frame: func(dst netip.Addr) []byte { return outer(costUDP(l.mac, costVM[f], dst)[14:]) },
+			},
+			costCase{
+				name: "re-encapsulate " + family[f], prog: "under_in", ifindex: l.under, want: redirect, to: l.far[f],
+				frame: func(dst netip.Addr) []byte { return outer(costUDP(l.mac, costVM[f], dst)[14:]) },
+			},
+			costCase{
+				name: "encapsulate " + family[f] + " from upstream", prog: "up_in", ifindex: l.under, want: redirect, to: l.far[f],
+				frame: func(dst netip.Addr) []byte { return costUDP(l.mac, costStranger[f], dst) },
+			},
+			costCase{
+				name: "encapsulate " + family[f] + " from the stack", prog: "door_out", ifindex: l.d.door.index, want: redirect, to: l.far[f],
+				frame: func(dst netip.Addr) []byte { return costUDP(l.d.doorMAC(), costVM[f], dst) },
+			},
+			costCase{
+				name: "give " + family[f] + " to a VM", prog: "vm_out", ifindex: l.vm, want: ok, to: l.local[f],
+				frame: func(dst netip.Addr) []byte { return costUDP(l.vmMAC, costVM[f], dst) },
+			},
+		)
+	}
+	return all
+}
+
+// measure runs a program once per packet, as it changes the packet.
+func (l *costLab) measure(ctx context.Context, c *costCase) error {
+	p := l.d.progs[c.prog]
+	frames := make([][]byte, len(c.to))
+	for i, a := range c.to {
+		frames[i] = c.frame(a)
+	}
+	var skb []byte
+	if c.prog != "under_xdp" && c.ifindex != 0 {
+		skb = make([]byte, 192) // struct __sk_buff
+		binary.NativeEndian.PutUint32(skb[40:], uint32(c.ifindex))
+	}
+	out := make([]byte, 512)
+	r := rand.New(rand.NewPCG(1, 2))
+	run := func(n int) error {
+		for range n {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			o := &ebpf.RunOptions{Data: frames[r.IntN(len(frames))], DataOut: out[:cap(out)]}
+			if skb != nil {
+				o.Context = skb
+			}
+			verdict, err := p.Run(o)
+			if err != nil {
+				return err
+			}
+			if int32(verdict) != int32(c.want) && !(c.want == 0 && int32(verdict) == -1) {
+				return fmt.Errorf("the program said %d, not %d; drops: %v", int32(verdict), c.want, l.d.Drops())
+			}
+		}
+		return nil
+	}
+	if err := run(2 * len(frames)); err != nil {
+		return err
+	}
+	before, err := p.Stats()
+	if err != nil {
+		return err
+	}
+	if err := run(costPackets); err != nil {
+		return err
+	}
+	after, err := p.Stats()
+	if err != nil {
+		return err
+	}
+	c.ns = float64((after.Runtime - before.Runtime).Nanoseconds()) / float64(after.RunCount-before.RunCount)
+	return nil
+}
+
+// costUDP is a frame with a UDP packet of 64 bytes of payload.
+func costUDP(dstMAC net.HardwareAddr, src, dst netip.Addr) []byte {
+	b := append(append([]byte{}, dstMAC...), 2, 0, 0, 0, 0, 1)
+	if src.Is4() {
+		b = append(b, 8, 0, 0x45, 0, 0, 20+8+64, 0, 0, 0x40, 0, 64, 17, 0, 0)
+	} else {
+		b = append(b, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 8+64, 17, 64)
+	}
+	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	b = append(b, 0x10, 0x01, 0x10, 0x02, 0, 8+64, 0, 0)
+	return append(b, make([]byte, 64)...)
+}
+
+func costLISP(dstMAC net.HardwareAddr, src, dst netip.Addr, inner []byte) []byte {
+	b := append(append([]byte{}, dstMAC...), 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0)
+	b = binary.BigEndian.AppendUint16(b, uint16(36+len(inner)))
+	b = append(b, 0, 0, 0x40, 0, 64, 17, 0, 0)
+	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	b = binary.BigEndian.AppendUint16(b, 0xc123)
+	b = binary.BigEndian.AppendUint16(b, 4341)
+	b = binary.BigEndian.AppendUint16(b, uint16(16+len(inner)))
+	b = append(b, make([]byte, 2+8)...)
+	return append(b, inner...)
+}
