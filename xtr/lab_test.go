@@ -99,8 +99,8 @@ func (l *lab) addServer(a netip.Addr) {
 	s, err := mapserver.New(mapserver.Config{Name: a.String(), ProxyReply: true, Sites: []mapserver.Site{{
 		Name: "site", Keys: []lisp.Key{labKey}, ControllerKeys: []lisp.Key{labController},
 		Prefixes: labPrefixes, AcceptMoreSpecifics: true,
-	}}}, control.New(slog.New(slog.DiscardHandler), conn), memoryStore{}, map[string]lisp.Sink{"anchor": l.anchor},
-		slog.New(slog.DiscardHandler))
+	}}}, control.New(discard(), conn), memoryStore{}, map[string]lisp.Sink{"anchor": l.anchor},
+		discard())
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func (h *labHost) start() {
 	if h.tune != nil {
 		h.tune(&cfg)
 	}
-	x, err := New(cfg, control.New(slog.New(slog.DiscardHandler), conn), h.plane, h.plane, h.plane, nil)
+	x, err := New(cfg, control.New(discard(), conn), h.plane, h.plane, h.plane, nil)
 	if err != nil {
 		h.l.t.Fatal(err)
 	}
@@ -894,3 +894,5 @@ func (p *labPlane) setAt(e lisp.EID, fits func(fib.Route) bool) time.Time {
 func simnetPath(loss float64) simnet.Path {
 	return simnet.Path{Delay: 500 * time.Microsecond, Loss: loss}
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

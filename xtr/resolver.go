@@ -199,6 +199,9 @@ func (c *cacheEntry) due() time.Time {
 
 // tick sends what is due, and removes what has expired.
 func (r *resolver) tick(now time.Time) {
+	if !r.scan.IsZero() && !r.scan.After(now) {
+		r.expire(now)
+	}
 	for _, e := range slices.SortedFunc(maps.Keys(r.queries), lisp.EID.Compare) {
 		if q := r.queries[e]; !q.next.After(now) {
 			r.advance(q, now)
@@ -209,9 +212,10 @@ func (r *resolver) tick(now time.Time) {
 			delete(r.asks, n)
 		}
 	}
-	if r.scan.IsZero() || r.scan.After(now) {
-		return
-	}
+}
+
+// expire looks through the map-cache.
+func (r *resolver) expire(now time.Time) {
 	r.scan = time.Time{}
 	for e, c := range r.cache.All() {
 		if c.due().After(now) {
