@@ -52,9 +52,9 @@ type Push struct {
 const pushKey = "bench"
 
 var (
-	pushServer = netip.MustParseAddr("10.5.1.2")
-	pushDETR   = netip.MustParseAddr("10.5.2.2")
-	pushSelf   = netip.MustParseAddr("10.5.3.2")
+	pushServer = netip.MustParseAddr("172.16.1.2")
+	pushDETR   = netip.MustParseAddr("172.16.2.2")
+	pushSelf   = netip.MustParseAddr("172.16.3.2")
 )
 
 // RunPush measures; it needs root. It makes and removes its own namespaces.
@@ -119,7 +119,7 @@ rlocs: [{address: %s}]
 underlay: [eth0]
 upstream: [lo]
 aggregates: [10.0.0.0/8]
-allowed_rlocs: [10.5.0.0/16]
+allowed_rlocs: [172.16.0.0/16]
 mappings: %d
 bgp: {as: 64512, map_servers: [{address: %s, passive: true}]}
 pin_dir: %s
@@ -217,7 +217,7 @@ func (b *pushBench) measure(ctx context.Context) (*Push, error) {
 			eids = append(eids, b.eid(j))
 		}
 		for tries := 0; ; tries++ {
-			nonce, err := b.register(netip.AddrFrom4([4]byte{10, 5, 9, 1}), 1, eids...)
+			nonce, err := b.register(netip.AddrFrom4([4]byte{172, 16, 9, 1}), 1, eids...)
 			if err != nil {
 				return nil, err
 			}
@@ -249,7 +249,7 @@ func (b *pushBench) measure(ctx context.Context) (*Push, error) {
 	for i := range b.Moves {
 		lastEID = b.eid(i * (b.Mappings / b.Moves))
 		sent[lastEID] = time.Now()
-		if _, err := b.register(netip.AddrFrom4([4]byte{10, 5, 9, 2}), 2, lastEID); err != nil {
+		if _, err := b.register(netip.AddrFrom4([4]byte{172, 16, 9, 2}), 2, lastEID); err != nil {
 			return nil, err
 		}
 		time.Sleep(b.Every)
