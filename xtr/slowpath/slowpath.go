@@ -29,8 +29,9 @@ type Config struct {
 	MissDestinations int           // destinations that are waited for, default 4096
 	RefusedTime      time.Duration // that packets are dropped after there was no answer, default 1 s
 
-	CopyPackets int // copies that are kept per port, default 4096
-	CopyBytes   int // memory of the copies that are kept per port, default 8 MiB
+	// As many as the queue of a VM interface holds, which is what the VM may not have read.
+	CopyPackets int // copies that are kept per port, default 20480
+	CopyBytes   int // memory of the copies that are kept per port, default 64 MiB
 
 	// GatewayAddr4 and GatewayAddr6 are the sources of ICMP errors. Without one, no errors are sent in
 	// that family.
@@ -57,8 +58,8 @@ func (c Config) withDefaults() Config {
 	c.MissTime = cmp.Or(c.MissTime, 5*time.Second)
 	c.MissDestinations = cmp.Or(c.MissDestinations, 4096)
 	c.RefusedTime = cmp.Or(c.RefusedTime, time.Second)
-	c.CopyPackets = cmp.Or(c.CopyPackets, 4096)
-	c.CopyBytes = cmp.Or(c.CopyBytes, 8<<20)
+	c.CopyPackets = cmp.Or(c.CopyPackets, 20480)
+	c.CopyBytes = cmp.Or(c.CopyBytes, 64<<20)
 	c.MTU = cmp.Or(c.MTU, 1444)
 	c.FlushPatience = cmp.Or(c.FlushPatience, 200*time.Millisecond)
 	c.Linger = cmp.Or(c.Linger, 250*time.Millisecond)
