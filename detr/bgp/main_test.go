@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -17,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/lisp"
 )
@@ -35,7 +37,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	case os.Getenv(netnsEnv) != "":
-		if err := addresses("127.0.0.1", msOutside, detrOutside, frrOutside); err != nil {
+		if err := addresses("127.0.0.1", msOutside, detrOutside, frrOutside, msSix, detrSix); err != nil {
 			fmt.Fprintln(os.Stderr, "main_test:", err)
 			os.Exit(1)
 		}
@@ -52,6 +54,8 @@ const (
 	msOutside   = "100.64.7.2"
 	detrOutside = "100.65.5.2"
 	frrOutside  = "100.65.5.1"
+	msSix       = "2001:db8:100:7::2"
+	detrSix     = "2001:db8:100:5::2"
 )
 
 // inNamespace runs this test binary again, in a new network namespace that goes when it ends, and returns
@@ -73,7 +77,7 @@ func inNamespace() int {
 	return 1
 }
 
-// addresses brings lo up with the given IPv4 addresses.
+// addresses brings lo up with the given addresses.
 func addresses(as ...string) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -83,9 +87,13 @@ func addresses(as ...string) error {
 		return err
 	}
 	for _, a := range as {
-		na, err := netlink.ParseAddr(a + "/32")
+		ip := netip.MustParseAddr(a)
+		na, err := netlink.ParseAddr(netip.PrefixFrom(ip, ip.BitLen()).String())
 		if err != nil {
 			return err
+		}
+		if ip.Is6() {
+			na.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrReplace(lo, na); err != nil {
 			return fmt.Errorf("address %s: %w", a, err)

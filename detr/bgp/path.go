@@ -77,7 +77,6 @@ func split(m lisp.Mapping) []path {
 	if len(locs) == 0 {
 		return []path{head}
 	}
-	head.action = lisp.ActNone
 	ps := make([]path, len(locs))
 	for i, l := range locs {
 		ps[i] = head

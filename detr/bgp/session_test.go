@@ -307,6 +307,29 @@ func TestSecuredSessions(t *testing.T) {
 	stays(t, 2*time.Second, "the wrong password hears nothing", func() bool { return wrong.len() == 0 })
 }
 
+// TestIPv6Session: everything over IPv6, with TCP MD5, and the feed the one that waits.
+func TestIPv6Session(t *testing.T) {
+	side := func(self, peer, id string, passive bool) Config {
+		return Config{
+			LocalAS: 4200000000, RouterID: addr(id), Listen: []netip.Addr{addr(self)}, HoldTime: 9 * time.Second,
+			Peers: []Peer{{Addr: addr(peer), AS: 4200000000, LocalAddr: addr(self), Passive: passive, Password: "secret"}},
+		}
+	}
+	p := must(NewPusher(side(msSix, detrSix, "192.0.2.1", false), quiet()))(t)
+	got := newRecorder()
+	f := must(NewFeed(FeedConfig{Config: side(detrSix, msSix, "192.0.2.2", true)}, got, quiet()))(t)
+	run(t, p.Run)
+	run(t, f.Run)
+	ms := []lisp.Mapping{
+		at(1, 1, "100.64.1.2"), mapping("2001:db8:e1d::9/128", 3, 2, loc("100.64.2.2"), loc("2001:db8:100:3::2")),
+		mapping("[70000]198.51.100.10/32", 3, 2, loc("2001:db8:100:3::2")), // more than fits a route target of a 4-octet AS
+	}
+	apply(t, p, full(ms...))
+	for _, m := range ms {
+		eventually(t, 10*time.Second, "the mapping", got.believes(m))
+	}
+}
+
 // TestConfig: what a speaker refuses.
 func TestConfig(t *testing.T) {
 	good := func() Config {

@@ -245,6 +245,19 @@ func TestSequences(t *testing.T) {
 		r.path(ms1, web, pc[1])
 		r.want("two locators of one, one of the other", two)
 	})
+	t.Run("the same version with other locators", func(t *testing.T) {
+		// An xTR changed its locators without a new version, and one Map-Server has heard of it.
+		r := newTeller(t)
+		changed := at(1, 1, "100.64.9.2")
+		r.says(ms1, a)
+		r.says(ms2, a)
+		r.says(ms2, changed)
+		r.want("what came last", changed)
+		r.says(ms1, a)
+		r.want("a refresh is no news", changed)
+		r.says(ms1, changed)
+		r.want("both", changed)
+	})
 	t.Run("ECMP of a speaker that knows nothing of LISP", func(t *testing.T) {
 		r := newTeller(t)
 		for i, hop := range []string{"192.0.2.1", "192.0.2.2"} {
@@ -418,5 +431,49 @@ func TestSync(t *testing.T) {
 				t.Errorf("full Delta after %d ms, want %d", due, c.full)
 			}
 		})
+	}
+}
+
+// TestNothingIsGoneBeforeTheFullDelta: what is withdrawn before all peers have spoken may be said by another.
+func TestNothingIsGoneBeforeTheFullDelta(t *testing.T) {
+	f := &Feed{
+		table: newTable(time.Second), cfg: FeedConfig{SyncWait: 5 * time.Second}, changed: make(chan struct{}, 1),
+		peers: map[netip.Addr]*feedPeer{addr(ms1): {}, addr(ms2): {}},
+	}
+	now := time.Unix(1e9, 0)
+	step := func(es ...event) lisp.Delta {
+		t.Helper()
+		f.queue = es
+		d, _ := f.step(t.Context(), now)
+		return d
+	}
+	for _, p := range f.peers {
+		*p = feedPeer{up: true, since: now, says: []Family{IPv4}, ended: make(map[Family]bool)}
+	}
+	a := at(1, 1, "100.64.1.2")
+	if d := step(event{kind: eventUpdate, peer: addr(ms1), eid: web, path: split(a)[0]}); d.Full || len(d.Put) != 1 {
+		t.Fatalf("an update became %+v", d)
+	}
+	step(event{kind: eventWithdraw, peer: addr(ms1), eid: web, path: path{id: 1}})
+	now = now.Add(2 * time.Second)
+	if d := step(); !d.Empty() {
+		t.Errorf("a withdrawal became %+v", d)
+	}
+	step(event{kind: eventEndOfRIB, peer: addr(ms1), of: IPv4})
+	if d := step(event{kind: eventEndOfRIB, peer: addr(ms2), of: IPv4}); !d.Full || len(d.Put) != 0 {
+		t.Errorf("in sync: %+v", d)
+	}
+	if s := f.State(); s != (FeedState{Full: true, Synced: 2}) || !s.Alive() {
+		t.Errorf("state %+v", s)
+	}
+	step(event{kind: eventUpdate, peer: addr(ms1), eid: web, path: split(a)[0]})
+	step(event{kind: eventWithdraw, peer: addr(ms1), eid: web, path: path{id: 1}})
+	now = now.Add(2 * time.Second)
+	if d := step(); len(d.Del) != 1 {
+		t.Errorf("a withdrawal later: %+v", d)
+	}
+	step(event{kind: eventSession, peer: addr(ms1)}, event{kind: eventSession, peer: addr(ms2)})
+	if s := f.State(); s.Alive() {
+		t.Errorf("alive without anybody: %+v", s)
 	}
 }
