@@ -227,9 +227,15 @@ func (c *chain) close() error {
 		errs = append(errs, dp.Remove())
 	}
 	for _, ns := range []*testnet.Namespace{c.client, c.itr, c.core, c.etr, c.srv} {
-		if ns != nil {
-			errs = append(errs, ns.Close())
-		}
+		errs = append(errs, remove(ns))
 	}
 	return errors.Join(errs...)
+}
+
+// remove takes a namespace away; nil is none.
+func remove(ns *testnet.Namespace) error {
+	if ns == nil {
+		return nil
+	}
+	return errors.Join(ns.Close(), testnet.RemoveNamespace(ns.Name()))
 }

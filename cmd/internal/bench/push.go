@@ -343,9 +343,7 @@ func (b *pushBench) close() error {
 		kill.Stop()
 	}
 	for _, ns := range append(b.hosts, b.hub) {
-		if ns != nil {
-			errs = append(errs, ns.Close())
-		}
+		errs = append(errs, remove(ns))
 	}
 	// What the D-ETR pinned goes with its file system; its namespace is gone already.
 	if err := syscall.Unmount(filepath.Join(b.dir, "bpf"), syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
