@@ -294,7 +294,7 @@ func (g *Gateway) see(link netlink.Link) bool {
 	g.ports[a.Index] = p
 	g.mu.Unlock()
 	p.announce()
-	g.log.Info("VM interface up", "if", a.Name, "ifindex", a.Index)
+	g.log.Info("VM interface up", "if", a.Name, "n", a.Index)
 	g.pending = append(g.pending, PortEvent{Name: a.Name, If: a.Index, Up: true})
 	return true
 }
@@ -318,7 +318,7 @@ func (g *Gateway) remove(index int) {
 	delete(g.ports, index)
 	g.mu.Unlock()
 	p.close()
-	g.log.Info("VM interface gone", "if", p.name, "ifindex", index)
+	g.log.Info("VM interface gone", "if", p.name, "n", index)
 	g.pending = append(g.pending, PortEvent{Name: p.name, If: index, Up: false})
 }
 

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -64,7 +65,7 @@ func (s *stats) get(ifindex int) (sent, dropped uint64, err error) {
 	req.AddData(&msg)
 	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWSTATS)
 	if err != nil {
-		if e, ok := err.(syscall.Errno); !ok || e == unix.EAGAIN {
+		if e := syscall.Errno(0); !errors.As(err, &e) || e == unix.EAGAIN {
 			s.closeLocked() // a socket in an unknown state
 		}
 		return 0, 0, err

@@ -76,9 +76,6 @@ func (f *frame) open() (bad counter, ok bool) {
 	return 0, true
 }
 
-// etherType returns the EtherType of f.
-func (f *frame) etherType() uint16 { return binary.BigEndian.Uint16(f.ether()[12:]) }
-
 // newPacketFrame returns a frame for an IP packet of n bytes with no offload asked for, to go down with
 // metadata d by the queue of f.
 func newPacketFrame(q *queue, d fib.Down, v6 bool, n int) *frame {

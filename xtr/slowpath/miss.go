@@ -1,7 +1,6 @@
 package slowpath
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -207,6 +206,6 @@ func (s *SlowPath) showMisses(now time.Time) []ShowMiss {
 			Age: now.Sub(q.since).Round(time.Millisecond).String(),
 		})
 	}
-	slices.SortFunc(rows, func(a, b ShowMiss) int { return cmp.Or(a.EID.Compare(b.EID)) })
+	slices.SortFunc(rows, func(a, b ShowMiss) int { return a.EID.Compare(b.EID) })
 	return rows
 }

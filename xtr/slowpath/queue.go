@@ -131,8 +131,8 @@ func (q *queue) readAll(raw syscall.RawConn, b *batch) error {
 			case err == nil:
 				failed = io.EOF
 				return true
-			case err == unix.EINTR:
-			case err == unix.EAGAIN:
+			case errors.Is(err, unix.EINTR):
+			case errors.Is(err, unix.EAGAIN):
 				return b.n > 0
 			default:
 				failed = err

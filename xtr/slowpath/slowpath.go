@@ -3,6 +3,7 @@ package slowpath
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -137,7 +138,7 @@ func (s *SlowPath) Run(ctx context.Context) error {
 	readers.Wait()
 	s.stop()
 	close(s.ended)
-	if err == context.Canceled || err == context.DeadlineExceeded {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
 	return err
