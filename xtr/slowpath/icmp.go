@@ -99,7 +99,8 @@ func (s *SlowPath) answerError(f *frame, p packet, e icmpError, now time.Time) {
 	switch {
 	case !eligible(f.packet(), p):
 		s.counts.inc(icmpIneligible)
-	case !from.IsValid():
+	case !from.IsValid(), from.Is6() && from.IsLinkLocalUnicast() && f.up.Flags&fib.UpTransit != 0:
+		// A link-local address means nothing to who is not on our link (RFC 4291 section 2.5.6).
 		s.counts.inc(icmpNoSource)
 	case !s.icmp.take(p.src, now):
 		s.counts.inc(icmpLimited)

@@ -255,6 +255,18 @@ func TestNoICMPErrorWithoutSource(t *testing.T) {
 	})
 }
 
+func TestLinkLocalSourceOnlyOnTheLink(t *testing.T) {
+	for flags, want := range map[fib.UpFlags]int{0: 1, fib.UpTransit: 0} {
+		synctest.Test(t, func(t *testing.T) {
+			cfg := Config{GatewayAddr6: netip.MustParseAddr("fe80::1")}
+			got, c := serveOne(t, cfg, fib.Up{Reason: fib.UpTTL, Flags: flags}, nil, udp6(t, 100))
+			if len(got) != want || c["icmp_no_source"] != uint64(1-want) {
+				t.Fatalf("flags %d: sent %v, counters %v", flags, got, c)
+			}
+		})
+	}
+}
+
 func TestTooBigThatNobodyMayBeTold(t *testing.T) {
 	for name, tc := range map[string]struct {
 		mtu    uint32

@@ -35,7 +35,7 @@ type Config struct {
 	CopyBytes   int // memory of the copies that are kept per port, default 64 MiB
 
 	// GatewayAddr4 and GatewayAddr6 are the sources of ICMP errors. Without one, no errors are sent in
-	// that family.
+	// that family; with a link-local one, none to senders behind the underlay.
 	GatewayAddr4, GatewayAddr6 netip.Addr
 	// Known tells whether the data plane has a route to an EID, so that an ICMP error to it is
 	// forwarded like any packet to it; errors to others are given to the host's stack. It is asked only
