@@ -429,12 +429,13 @@ static __always_inline int wrap(struct __sk_buff *skb, const struct rloc *r, str
 		return push4(skb, r, p);
 	}
 	if (r->v6) {
-		/* Only taking headers off changes the packet's protocol: so off with the old ones,
-		 * "leaving IPv6", and on with bare room for the new ones. */
+		/* Only taking room away changes the packet's protocol: so some more than is needed, and the
+		 * rest of it away, "leaving IPv6". (Not the other way round: it might be too short to be an
+		 * IPv6 packet for a moment.) */
 		if (p->outer == OUTER4 &&
-		    (bpf_skb_adjust_room(skb, -OUTER4, BPF_ADJ_ROOM_MAC,
-					 BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_DECAP_L3_IPV6) ||
-		     bpf_skb_adjust_room(skb, OUTER6, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)))
+		    (bpf_skb_adjust_room(skb, OUTER6 - OUTER4 + 4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+		     bpf_skb_adjust_room(skb, -4, BPF_ADJ_ROOM_MAC,
+					 BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_DECAP_L3_IPV6)))
 			return -1;
 		return push6(skb, r, p);
 	}
