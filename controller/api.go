@@ -238,7 +238,7 @@ type put struct {
 }
 
 func (c *Controller) write(r *http.Request, f func(now time.Time) (any, error)) (int, any, error) {
-	v, err := c.ask(r.Context(), f)
+	v, err := c.change(r.Context(), f)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -573,12 +573,12 @@ func (c *Controller) putMove(r *http.Request) (int, any, error) {
 		return 0, nil, err
 	}
 	begin := func(now time.Time) (any, error) { return c.prepare(id, in, now) }
-	v, err := c.ask(r.Context(), begin)
+	v, err := c.change(r.Context(), begin)
 	var e *Error
 	if errors.As(err, &e) && e.Move != nil && e.Move.State == Prepared {
 		// The VM may run on the target of that move already, and we do not know yet.
 		c.look(r.Context(), e.Move.ID)
-		v, err = c.ask(r.Context(), begin)
+		v, err = c.change(r.Context(), begin)
 	}
 	if err != nil {
 		return 0, nil, err
@@ -653,7 +653,7 @@ func (c *Controller) steer(r *http.Request, def time.Duration, ev event, done fu
 	if err != nil {
 		return 0, nil, err
 	}
-	_, err = c.ask(r.Context(), func(now time.Time) (any, error) {
+	_, err = c.change(r.Context(), func(now time.Time) (any, error) {
 		e := c.moves[id]
 		if e == nil {
 			return nil, fail(http.StatusNotFound, "no move %q", id)

@@ -48,11 +48,16 @@ type Controller struct {
 	nonce   uint64           // last used
 	leased  uint64           // nonces below are ours, durably
 	dirty   Batch
-	changed map[string]bool // moves that changed since the last flush
+	changed map[string]bool // moves that changed since the last Save
+	touched map[string]bool // moves that changed since the last flush
+	rewatch bool            // which moves are open, or where, has changed
+	urgent  bool            // a change that must be durable before anything is done about it
+	lazyAt  time.Time       // when other changes are saved; zero = there are none
 	acts    []pending
 	answers []answer
 	watch   map[string][]watcher
-	saveAt  time.Time // when a failed Save is tried again; zero = the last one was good
+	unsaved error     // why the last Save failed; nil = it did not
+	saveAt  time.Time // when it is tried again
 	ctx     context.Context
 	wg      sync.WaitGroup
 }
@@ -80,8 +85,9 @@ type pending struct {
 
 // answer is what a caller waits for until what it asked for is durable.
 type answer struct {
-	to  chan<- result
-	res result
+	to    chan<- result
+	res   result
+	write bool // it changed something
 }
 
 type result struct {
@@ -114,7 +120,7 @@ func newController(cfg Config, ep Endpoint, store Store, ag agents, log *slog.Lo
 		inbox: make(chan func(time.Time), 1024), ended: make(chan struct{}),
 		inv: newInventory(), moves: map[string]*entry{}, byVM: map[string][]*entry{}, open: map[*entry]bool{},
 		status: map[string]agentStatus{}, peers: map[string]*peer{}, alias: map[alias]string{},
-		changed: map[string]bool{}, watch: map[string][]watcher{},
+		changed: map[string]bool{}, touched: map[string]bool{}, watch: map[string][]watcher{},
 	}
 	c.env.timing = cfg.Timing
 	for _, s := range cfg.MapServers {
@@ -169,6 +175,7 @@ func (c *Controller) insert(e *entry) {
 	c.seq = max(c.seq, e.m.Seq)
 	if e.m.Open {
 		c.open[e] = true
+		c.rewatch = true
 	}
 	for _, s := range []*Side{&e.m.Src, &e.m.Tgt} {
 		if s.AgentID != "" {
@@ -200,6 +207,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	err := c.loop(ctx, lost)
 	cancel()
 	c.wg.Wait()
+	if a, ok := c.agents.(*httpAgents); ok {
+		a.client.CloseIdleConnections()
+	}
 	if err != nil {
 		return fmt.Errorf("controller: endpoint: %w", err)
 	}
@@ -220,6 +230,10 @@ func (c *Controller) loop(ctx context.Context, lost <-chan error) error {
 		timer.Reset(c.wait(now))
 		select {
 		case <-ctx.Done():
+			c.urgent = true
+			if err := c.save(now); err != nil {
+				c.log.Error("the last counts are not saved", "err", err)
+			}
 			return nil
 		case err := <-lost:
 			return err
@@ -244,8 +258,12 @@ func (c *Controller) wait(now time.Time) time.Duration {
 			next = e.next
 		}
 	}
-	if !c.saveAt.IsZero() && c.saveAt.Before(next) {
-		next = c.saveAt
+	save := c.lazyAt
+	if c.unsaved != nil {
+		save = c.saveAt
+	}
+	if !save.IsZero() && save.Before(next) {
+		next = save
 	}
 	return max(next.Sub(now), 0)
 }
@@ -258,12 +276,21 @@ func (c *Controller) post(f func(now time.Time)) {
 	}
 }
 
-// ask has the owner run f, and returns what f returned once everything before it is durable.
+// ask has the owner run f, which changes nothing, and returns what f returned.
 func (c *Controller) ask(ctx context.Context, f func(now time.Time) (any, error)) (any, error) {
+	return c.enter(ctx, f, false)
+}
+
+// change has the owner run f, and returns what f returned once what it changed is durable.
+func (c *Controller) change(ctx context.Context, f func(now time.Time) (any, error)) (any, error) {
+	return c.enter(ctx, f, true)
+}
+
+func (c *Controller) enter(ctx context.Context, f func(now time.Time) (any, error), write bool) (any, error) {
 	to := make(chan result, 1)
 	g := func(now time.Time) {
 		v, err := f(now)
-		c.answers = append(c.answers, answer{to, result{v, err}})
+		c.answers = append(c.answers, answer{to, result{v, err}, write})
 	}
 	select {
 	case c.inbox <- g:
@@ -296,6 +323,7 @@ func (c *Controller) event(id string, ev event, now time.Time) {
 	for _, a := range acts {
 		c.acts = append(c.acts, pending{id, a})
 	}
+	c.urgent = c.urgent || m.State != before || len(acts) > 0
 	if m.State != before {
 		c.entered(e, before, now)
 	}
@@ -311,13 +339,12 @@ func (c *Controller) touch(e *entry) {
 	}
 	if !bytes.Equal(b, e.image) {
 		e.image = b
-		c.changed[e.m.ID] = true
+		c.changed[e.m.ID], c.touched[e.m.ID] = true, true
 	}
-	if e.m.Open {
-		c.open[e] = true
-	} else {
+	if !e.m.Open {
 		e.next, e.image = time.Time{}, nil // nothing changes any more
 		delete(c.open, e)
+		c.rewatch = true
 	}
 }
 
@@ -372,46 +399,22 @@ func (c *Controller) setVM(v VM) {
 	c.dirty.putVM(v)
 }
 
+// lazy is how long the agents' counts, and what they acknowledged, may wait for a transaction of the store:
+// after a crash they are asked again.
+const lazy = time.Second
+
 // flush makes durable what has changed; only then it does what the moves want done and answers callers.
 // When the store fails, nothing is done, callers hear of it, and it is tried again.
 func (c *Controller) flush(now time.Time) {
-	c.prune()
-	for id := range c.changed {
-		if e := c.moves[id]; e != nil {
-			c.dirty.putMove(e.m)
-		}
-	}
-	if n := c.nextNonce(now); n+nonceLease/2 > c.leased && len(c.env.servers) > 0 {
-		c.dirty.Nonce = n + nonceLease
-	}
-	if !c.dirty.Empty() {
-		if !c.saveAt.IsZero() && now.Before(c.saveAt) && len(c.answers) == 0 {
-			return
-		}
-		if err := c.store.Save(c.dirty); err != nil {
-			c.counters.add("store: saves failed", 1)
-			if c.saveAt.IsZero() {
-				c.log.Error("the store does not save: moves wait", "err", err)
+	if err := c.save(now); err != nil {
+		for _, a := range c.answers {
+			if a.res.err == nil && a.write {
+				a.res = result{err: fail(http.StatusServiceUnavailable, "not saved: %v", err)}
 			}
-			c.saveAt = now.Add(time.Second)
-			for _, a := range c.answers {
-				if a.res.err == nil {
-					a.res = result{err: fail(http.StatusServiceUnavailable, "not saved: %v", err)}
-				}
-				a.to <- a.res
-			}
-			c.answers = nil
-			return
+			a.to <- a.res
 		}
-		c.counters.add("store: saves", 1)
-		if c.dirty.Nonce != 0 {
-			c.leased = c.dirty.Nonce
-		}
-		c.dirty = Batch{}
-	}
-	if !c.saveAt.IsZero() {
-		c.log.Info("the store saves again")
-		c.saveAt = time.Time{}
+		c.answers = nil
+		return
 	}
 	acts := c.acts
 	c.acts = nil
@@ -422,11 +425,57 @@ func (c *Controller) flush(now time.Time) {
 		a.to <- a.res
 	}
 	c.answers = nil
-	for id := range c.changed {
+	for id := range c.touched {
 		c.wakeWatchers(id)
 	}
+	clear(c.touched)
+	if c.rewatch {
+		c.rewatch = false
+		c.setWatches()
+	}
+}
+
+// save makes durable what cannot wait, and all else with it.
+func (c *Controller) save(now time.Time) error {
+	c.prune()
+	if n := c.nextNonce(now); n+nonceLease/2 > c.leased && len(c.env.servers) > 0 {
+		c.dirty.Nonce = n + nonceLease
+	}
+	if len(c.changed) > 0 && c.lazyAt.IsZero() {
+		c.lazyAt = now.Add(lazy)
+	}
+	if !c.urgent && c.dirty.Empty() && (c.lazyAt.IsZero() || now.Before(c.lazyAt)) {
+		return nil
+	}
+	if c.unsaved != nil && now.Before(c.saveAt) && !slices.ContainsFunc(c.answers, func(a answer) bool { return a.write }) {
+		return c.unsaved
+	}
+	for id := range c.changed {
+		if e := c.moves[id]; e != nil {
+			c.dirty.putMove(e.m)
+		}
+	}
+	if !c.dirty.Empty() {
+		if err := c.store.Save(c.dirty); err != nil {
+			c.counters.add("store: saves failed", 1)
+			if c.unsaved == nil {
+				c.log.Error("the store does not save: moves wait", "err", err)
+			}
+			c.unsaved, c.saveAt, c.urgent = err, now.Add(lazy), true
+			return err
+		}
+		c.counters.add("store: saves", 1)
+		if c.dirty.Nonce != 0 {
+			c.leased = c.dirty.Nonce
+		}
+		c.dirty = Batch{}
+	}
+	if c.unsaved != nil {
+		c.log.Info("the store saves again")
+	}
+	c.unsaved, c.saveAt, c.lazyAt, c.urgent = nil, time.Time{}, time.Time{}, false
 	clear(c.changed)
-	c.setWatches()
+	return nil
 }
 
 // prune forgets the oldest moves that have ended.
@@ -487,7 +536,11 @@ func (c *Controller) do(p pending, now time.Time) {
 			Role: a.role, VM: e.m.VM, Interface: e.m.Interface, MACs: e.m.MACs, EIDs: e.m.EIDs,
 			PeerRLOC: other.RLOC, PeerXTRID: other.XTRID, Version: e.m.Known,
 		}
-		c.wg.Go(func() { c.call(p.id, a, h, body) })
+		at := e.m.idAt(sd)
+		if a.verb == VerbPrepare {
+			at = p.id
+		}
+		c.wg.Go(func() { c.call(p.id, at, a, h, body) })
 	}
 }
 
@@ -498,18 +551,18 @@ func opposite(r Role) Role {
 	return Source
 }
 
-// call makes one call to an agent and hands the result to the owner.
-func (c *Controller) call(id string, a actCall, h Hypervisor, body agentHandover) {
+// call makes one call to an agent, which knows the move as at, and hands the result to the owner.
+func (c *Controller) call(id, at string, a actCall, h Hypervisor, body agentHandover) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.Timing.Call)
 	defer cancel()
 	ev := evCall{role: a.role, verb: a.verb, started: time.Now(), version: body.Version}
 	switch a.verb {
 	case VerbPrepare:
-		ev.rec, ev.err = c.agents.Prepare(ctx, h, id, body)
+		ev.rec, ev.err = c.agents.Prepare(ctx, h, at, body)
 	case verbLook:
-		ev.rec, ev.err = c.agents.Handover(ctx, h, id)
+		ev.rec, ev.err = c.agents.Handover(ctx, h, at)
 	default:
-		ev.rec, ev.err = c.agents.Tell(ctx, h, id, a.verb)
+		ev.rec, ev.err = c.agents.Tell(ctx, h, at, a.verb)
 	}
 	if c.ctx.Err() != nil {
 		return // the controller ends: what became of the call will be asked after the restart
@@ -627,6 +680,7 @@ func (c *Controller) startPeer(h Hypervisor) {
 		p.set(v.Name, agentVM{v.Interface, v.MACs, v.EIDs})
 	}
 	c.peers[h.Name] = p
+	c.rewatch = true
 	p.start(c.ctx, &c.wg)
 }
 
@@ -665,15 +719,11 @@ func (c *Controller) polled(p poll, now time.Time) {
 	}
 	c.counters.add("agent polls", 1)
 	c.status[p.h.Name] = agentStatus{seen: now}
-	recs := map[string]*AgentRecord{}
+	recs := map[string]*AgentRecord{} // by the agent's names
 	for i := range p.recs {
 		r := &p.recs[i]
-		if id, ok := c.alias[alias{p.h.Name, r.ID}]; ok {
-			recs[id] = r
-			continue
-		}
 		recs[r.ID] = r
-		if c.moves[r.ID] == nil {
+		if c.alias[alias{p.h.Name, r.ID}] == "" && c.moves[r.ID] == nil {
 			c.unprepared(p.h, r, now)
 		}
 	}
@@ -683,7 +733,12 @@ func (c *Controller) polled(p poll, now time.Time) {
 			if sd.Hypervisor != p.h.Name || p.only != nil && !slices.Contains(p.only, e.m.idAt(sd)) {
 				continue
 			}
-			rec := recs[e.m.ID]
+			rec := recs[e.m.idAt(sd)]
+			if rec != nil && sd.AgentID != "" {
+				named := *rec
+				named.VM = e.m.VM
+				rec = &named
+			}
 			if rec != nil && reflect.DeepEqual(rec, e.m.record(role)) && !sd.Gone {
 				continue
 			}

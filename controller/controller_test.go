@@ -733,6 +733,31 @@ func TestUnprepared(t *testing.T) {
 	})
 }
 
+// The target's agent forgot the move and saw the VM come all the same: it is the move that was prepared.
+func TestForgottenByTheTarget(t *testing.T) {
+	bubble(t, func(t *testing.T, w *cloud, r *ctl) {
+		w.furnish(t, r, 6)
+		r.must(t, http.StatusCreated, "PUT", "/v1/moves/m1", `{"vm":"web","to":"hv2"}`)
+		w.with(func() {
+			a := w.agent("hv2")
+			a.hos = map[string]*AgentRecord{}
+			d := &AgentRecord{ID: "unprepared-b", VM: "", Role: Target, EIDs: webEIDs[:1], Version: 6}
+			a.hos[d.ID] = d
+			w.run(a, d)
+			redirect(w.agent("hv1").hos["m1"])
+		})
+		m := r.until(t, "m1", Settled)
+		if m.Held != 23 || m.Redirected != 17 || m.Version != 7 {
+			t.Errorf("%+v", m)
+		}
+		w.checkAt(t, "hv2", 7)
+		time.Sleep(time.Minute)
+		if n := len(r.recent("", "", 0)); n != 1 {
+			t.Errorf("%d moves", n)
+		}
+	})
+}
+
 func TestKeepMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCloud(t)

@@ -220,7 +220,10 @@ func (p *peer) pollLoop(ctx context.Context) {
 		if r.started.Before(full.Add(p.timing.PollIdle)) && len(ids) > 0 && len(ids) <= fewHandovers {
 			r.only = ids
 			r.recs, r.err = p.some(ctx, ids)
-		} else {
+		}
+		// What an agent has forgotten it may have under another name.
+		if r.err == nil && len(r.recs) < max(len(r.only), 1) {
+			r.only, r.started = nil, time.Now()
 			full = r.started
 			cctx, cancel := context.WithTimeout(ctx, p.timing.Call)
 			r.recs, r.err = p.agents.Handovers(cctx, p.h)

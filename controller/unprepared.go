@@ -24,10 +24,30 @@ func (c *Controller) unprepared(h Hypervisor, r *AgentRecord, now time.Time) {
 	switch {
 	case !ok:
 	case r.Role == Target && r.runs() && r.Times.Run.After(v.Placed):
-		c.observed(h, v, r, now)
+		if !c.arrived(h, v, r, now) {
+			c.observed(h, v, r, now)
+		}
 	case r.Role == Source:
 		c.attach(h, v, r, now)
 	}
+}
+
+// arrived finds a prepared move that the record is the end of: the target's agent has forgotten it, and saw the
+// VM all the same.
+func (c *Controller) arrived(h Hypervisor, v VM, r *AgentRecord, now time.Time) bool {
+	for _, e := range c.byVM[v.Name] {
+		if e.m.To != h.Name || e.m.State != Preparing && e.m.State != Prepared {
+			continue
+		}
+		rec := *r
+		rec.VM = v.Name
+		e.m.Tgt.AgentID, e.m.Tgt.Told, e.m.Tgt.ToldAt = r.ID, VerbCommit, now
+		c.alias[alias{h.Name, r.ID}] = e.m.ID
+		c.rewatch = true
+		c.event(e.m.ID, evReport{role: Target, started: now, rec: &rec}, now)
+		return true
+	}
+	return false
 }
 
 // observed writes down that a VM came to run on h.
@@ -84,6 +104,7 @@ func (c *Controller) attach(h Hypervisor, v VM, r *AgentRecord, now time.Time) {
 		rec.VM = v.Name
 		m.Src.AgentID = r.ID
 		c.alias[alias{h.Name, r.ID}] = m.ID
+		c.rewatch = true
 		c.event(m.ID, evReport{role: Source, started: now, rec: &rec}, now)
 		return
 	}
@@ -112,12 +133,11 @@ func (s *stepper) observe(ev event) {
 			m.side(ev.role).Gone = m.record(ev.role) != nil
 			break
 		}
-		rec := *ev.rec
-		rec.VM = m.VM
+		rec := ev.rec
 		if ev.role == Source {
-			m.Source = &rec
+			m.Source = rec
 		} else {
-			m.Target = &rec
+			m.Target = rec
 		}
 		if rec.Version.Newer(m.Version) {
 			m.Version = rec.Version
