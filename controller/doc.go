@@ -18,8 +18,10 @@
 //	curl $C/v1/hypervisors          # with the state of their agents
 //	curl -X DELETE $C/v1/vms/web
 //
-// A hypervisor's token is never shown; a PUT without one keeps it. A PUT of a VM without a hypervisor
-// leaves the VM where it is. Every agent is told of every VM, so that any of them can be a target.
+// A hypervisor's token is never shown; a PUT without one keeps it. An xTR with several RLOCs has all of
+// them in "locators" ([{"rloc","priority","weight"}]), so that the controller registers what the xTR
+// registers. A PUT of a VM without a hypervisor leaves the VM where it is. Every agent is told of every
+// VM, so that any of them can be a target.
 //
 // A move, under an id that the caller makes up:
 //
@@ -58,6 +60,20 @@
 // controller's own key; and tells both agents; all in parallel. aborting asks the target whether the VM
 // runs there after all, tells the source to take the VM back, then the target to give back what it holds.
 //
-// The state machine is machine.go, a pure function. Every change is durable before anything is done
+// The state machine is a pure function (machine.go). Every change is durable before anything is done
 // about it, everything done may be repeated, and after a restart all that was not acknowledged is.
+//
+// # Versions
+//
+// Agents are told the version that the mapping has ("version" in PUT /v1/handovers/{id}; 0 = not known),
+// the newest of what the Map-Servers, the agents and the controller's own memory say; the target claims
+// one higher, and so does the controller on its behalf. Without a version both claim with 0 and the
+// Map-Server numbers. If a Map-Server answers that the source holds a newer one, the source's agent is
+// asked: if it took the VM back the move is undone, if not the claim is made again, one higher, a few
+// times. A third xTR's newer mapping is left alone and written into the record.
+//
+// # Moves that nobody announced
+//
+// The agents carry them out without the controller. It finds them among the agents' records, within
+// Timing.PollIdle, writes them down as moves, and learns from them where the VM is.
 package controller

@@ -1,0 +1,256 @@
+package controller
+
+import (
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Sites.
+
+func (c *Controller) listSites(r *http.Request) (int, any, error) {
+	return c.read(r, func() (any, error) { return sorted(c.inv.sites), nil })
+}
+
+func (c *Controller) getSite(r *http.Request) (int, any, error) {
+	return c.read(r, func() (any, error) { return find("site", c.inv.sites, r.PathValue("name")) })
+}
+
+func (c *Controller) putSite(r *http.Request) (int, any, error) {
+	var s Site
+	if err := body(r, &s); err != nil {
+		return 0, nil, err
+	}
+	if err := named("site", r.PathValue("name"), &s.Name); err != nil {
+		return 0, nil, err
+	}
+	if err := s.validate(); err != nil {
+		return 0, nil, fail(http.StatusBadRequest, "%v", err)
+	}
+	return c.write(r, func(time.Time) (any, error) {
+		old, ok := c.inv.sites[s.Name]
+		if !ok || old != s {
+			c.inv.sites[s.Name] = s
+			c.dirty.putSite(s)
+		}
+		return put{!ok, s}, nil
+	})
+}
+
+func (c *Controller) deleteSite(r *http.Request) (int, any, error) {
+	name := r.PathValue("name")
+	return c.write(r, func(time.Time) (any, error) {
+		if _, err := find("site", c.inv.sites, name); err != nil {
+			return nil, err
+		}
+		for _, h := range sorted(c.inv.hvs) {
+			if h.Site == name {
+				return nil, fail(http.StatusConflict, "site %s has hypervisor %s", name, h.Name)
+			}
+		}
+		delete(c.inv.sites, name)
+		c.dirty.delSite(name)
+		return nil, nil
+	})
+}
+
+// Hypervisors.
+
+// HypervisorStatus is a hypervisor as the API shows it: without its token, with the state of its agent.
+type HypervisorStatus struct {
+	Hypervisor
+	AgentSeen  time.Time `json:"agent_seen,omitzero"`
+	AgentError string    `json:"agent_error,omitempty"` // why it cannot be reached now
+	VMsToTell  int       `json:"vms_to_tell"`           // VMs that the agent does not know of yet
+	VMs        []string  `json:"vms"`                   // which run there
+}
+
+func (c *Controller) hvStatus(h Hypervisor) HypervisorStatus {
+	st := c.status[h.Name]
+	out := HypervisorStatus{Hypervisor: h, AgentSeen: st.seen, AgentError: st.err, VMs: c.inv.on(h.Name)}
+	out.Token = ""
+	if out.VMs == nil {
+		out.VMs = []string{}
+	}
+	if p := c.peers[h.Name]; p != nil {
+		var refused string
+		if out.VMsToTell, refused = p.waiting(); refused != "" {
+			out.AgentError = or(out.AgentError, "refuses "+refused)
+		}
+	}
+	return out
+}
+
+func (c *Controller) listHypervisors(r *http.Request) (int, any, error) {
+	return c.read(r, func() (any, error) {
+		out := []HypervisorStatus{}
+		for _, h := range sorted(c.inv.hvs) {
+			out = append(out, c.hvStatus(h))
+		}
+		return out, nil
+	})
+}
+
+func (c *Controller) getHypervisor(r *http.Request) (int, any, error) {
+	return c.read(r, func() (any, error) {
+		h, err := find("hypervisor", c.inv.hvs, r.PathValue("name"))
+		if err != nil {
+			return nil, err
+		}
+		return c.hvStatus(h), nil
+	})
+}
+
+func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
+	var in struct {
+		HypervisorStatus         // so that what was read can be put back; its own fields are ignored
+		Token            *string `json:"token"`
+	}
+	if err := body(r, &in); err != nil {
+		return 0, nil, err
+	}
+	h := in.Hypervisor
+	if err := named("hypervisor", r.PathValue("name"), &h.Name); err != nil {
+		return 0, nil, err
+	}
+	h, err := h.normal()
+	if err != nil {
+		return 0, nil, fail(http.StatusBadRequest, "%v", err)
+	}
+	return c.write(r, func(time.Time) (any, error) {
+		old, ok := c.inv.hvs[h.Name]
+		h.Token = old.Token
+		if in.Token != nil {
+			h.Token = *in.Token
+		}
+		if ok && old.same(h) {
+			return put{false, c.hvStatus(h)}, nil
+		}
+		if _, ok := c.inv.sites[h.Site]; !ok {
+			return nil, fail(http.StatusConflict, "hypervisor %s: no site %q: put it first", h.Name, h.Site)
+		}
+		for _, o := range sorted(c.inv.hvs) {
+			if o.Name != h.Name && (o.XTRID == h.XTRID || o.RLOC == h.RLOC) {
+				return nil, fail(http.StatusConflict, "hypervisor %s: %s has the same xtr_id or rloc", h.Name, o.Name)
+			}
+		}
+		if ok && !old.samePeer(h) {
+			if m := c.takesPart(h.Name); m != nil {
+				return nil, fail(http.StatusConflict, "hypervisor %s takes part in %s: how others know it cannot change now", h.Name, m.summary())
+			}
+		}
+		c.inv.hvs[h.Name] = h
+		c.dirty.putHV(h)
+		c.stopPeer(h.Name)
+		c.startPeer(h)
+		return put{!ok, c.hvStatus(h)}, nil
+	})
+}
+
+// takesPart returns a move that is not over and that a hypervisor takes part in.
+func (c *Controller) takesPart(hv string) *Record {
+	for _, e := range c.openMoves() {
+		if !e.m.State.Ended() && (e.m.From == hv || e.m.To == hv) {
+			return &e.m.Record
+		}
+	}
+	return nil
+}
+
+func (c *Controller) deleteHypervisor(r *http.Request) (int, any, error) {
+	name := r.PathValue("name")
+	return c.write(r, func(time.Time) (any, error) {
+		if _, err := find("hypervisor", c.inv.hvs, name); err != nil {
+			return nil, err
+		}
+		if vms := c.inv.on(name); len(vms) > 0 {
+			return nil, fail(http.StatusConflict, "hypervisor %s has VMs: %s", name, strings.Join(vms, ", "))
+		}
+		if m := c.takesPart(name); m != nil {
+			return nil, fail(http.StatusConflict, "hypervisor %s takes part in %s", name, m.summary())
+		}
+		delete(c.inv.hvs, name)
+		c.dirty.delHV(name)
+		c.stopPeer(name)
+		return nil, nil
+	})
+}
+
+// VMs.
+
+func (c *Controller) listVMs(r *http.Request) (int, any, error) {
+	return c.read(r, func() (any, error) { return sorted(c.inv.vms), nil })
+}
+
+func (c *Controller) getVM(r *http.Request) (int, any, error) {
+	return c.read(r, func() (any, error) { return find("vm", c.inv.vms, r.PathValue("name")) })
+}
+
+// moving returns the VM's move that keeps it from being changed or moved again.
+func (c *Controller) moving(vm string) *Record {
+	for _, e := range c.byVM[vm] {
+		if e.m.State.binding() {
+			return &e.m.Record
+		}
+	}
+	return nil
+}
+
+func (c *Controller) putVM(r *http.Request) (int, any, error) {
+	var v VM
+	if err := body(r, &v); err != nil {
+		return 0, nil, err
+	}
+	if err := named("vm", r.PathValue("name"), &v.Name); err != nil {
+		return 0, nil, err
+	}
+	v, err := v.normal()
+	if err != nil {
+		return 0, nil, fail(http.StatusBadRequest, "%v", err)
+	}
+	return c.write(r, func(now time.Time) (any, error) {
+		old, ok := c.inv.vms[v.Name]
+		if v.Hypervisor == "" {
+			v.Hypervisor = old.Hypervisor
+		}
+		v.Version, v.Placed = old.Version, old.Placed
+		if ok && old.same(v) {
+			return put{false, old}, nil
+		}
+		if _, there := c.inv.hvs[v.Hypervisor]; v.Hypervisor != "" && !there {
+			return nil, fail(http.StatusConflict, "vm %s: no hypervisor %q: put it first", v.Name, v.Hypervisor)
+		}
+		if o, what := c.inv.conflict(v); o != "" {
+			return nil, fail(http.StatusConflict, "vm %s: vm %s has %s already", v.Name, o, what)
+		}
+		if m := c.moving(v.Name); m != nil {
+			return nil, fail(http.StatusConflict, "vm %s cannot change now: %s", v.Name, m.summary())
+		}
+		if v.Hypervisor != old.Hypervisor {
+			v.Placed = now
+		}
+		c.setVM(v)
+		for _, p := range c.peers {
+			p.set(v.Name, agentVM{v.Interface, v.MACs, v.EIDs})
+		}
+		return put{!ok, v}, nil
+	})
+}
+
+func (c *Controller) deleteVM(r *http.Request) (int, any, error) {
+	name := r.PathValue("name")
+	return c.write(r, func(time.Time) (any, error) {
+		if _, err := find("vm", c.inv.vms, name); err != nil {
+			return nil, err
+		}
+		if m := c.moving(name); m != nil {
+			return nil, fail(http.StatusConflict, "vm %s cannot be removed now: %s", name, m.summary())
+		}
+		c.inv.delVM(name)
+		c.dirty.delVM(name)
+		for _, p := range c.peers {
+			p.forget(name)
+		}
+		return nil, nil
+	})
+}
