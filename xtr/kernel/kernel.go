@@ -222,7 +222,7 @@ func (d *DataPlane) close() error {
 
 // Remove takes everything away: programs, routes, lisp0. Packets are no longer ours. It closes d.
 func (d *DataPlane) Remove() error {
-	errs := []error{d.detachAll(), d.removeDoor(), d.Close(), removePins(d.cfg.PinDir)}
+	errs := []error{d.detachAll(), d.removeDoor(), d.mergeNoMore(), d.Close(), removePins(d.cfg.PinDir)}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("kernel: remove: %w", err)
 	}

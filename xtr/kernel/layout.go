@@ -57,7 +57,8 @@ type rlocEntry struct {
 	MTU      uint16
 	Ifindex  uint32
 	Csum     uint32
-	_        [5]uint32
+	GPE      uint32
+	_        [4]uint32
 	Src, Dst [16]byte
 }
 

@@ -298,6 +298,9 @@ func (d *DataPlane) attachUnderlay(ifindex int) error {
 	if err := d.attach("under_in", ifindex); err != nil {
 		return err
 	}
+	if err := d.mergeSegments(); err != nil {
+		d.log.Warn("segments are not merged before decapsulation", "error", err)
+	}
 	early := d.cfg.Decap == "xdp" || d.cfg.Decap == "auto" && isWire(link)
 	if !early {
 		return d.detach("under_xdp", ifindex)

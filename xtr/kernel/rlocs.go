@@ -154,6 +154,9 @@ func (t *rlocTable) template(a netip.Addr) rlocEntry {
 		return e // no RLOC of this family: no path
 	}
 	e.Ifindex, e.MTU = t.path(src, a)
+	if slices.ContainsFunc(t.d.cfg.AllowedRLOCs, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		e.GPE = 1
+	}
 	if a.Is4() {
 		s, d := src.As4(), a.As4()
 		copy(e.Src[:], s[:])

@@ -39,7 +39,8 @@ struct rloc {
 	u16 mtu;     /* largest inner packet for the interface, 0 = unlimited */
 	u32 ifindex; /* 0 = no way there */
 	u32 csum;    /* sum of the IPv4 addresses as 16-bit words */
-	u32 pad[5];
+	u32 gpe;     /* says what is inside (RFC 9305): the receiver merges segments */
+	u32 pad[4];
 	u32 src[4]; /* IPv4: the first word */
 	u32 dst[4];
 };

@@ -48,6 +48,8 @@ static __always_inline int read_lisp(const struct udp *u, const struct lisp *l, 
 
 	if (l->flags & LISP_KK) /* encrypted (RFC 8061); we gave nobody a key */
 		return -1;
+	if ((l->flags & LISP_P) && l->nonce[2] != LISP_IP4 && l->nonce[2] != LISP_IP6)
+		return -1;
 	o->iid = l->flags & LISP_I ? bpf_ntohl(l->iid) >> 8 : 0;
 	o->sport = bpf_ntohs(u->src);
 	if (o->payload < n || n < sizeof(*u) + sizeof(*l))

@@ -40,7 +40,10 @@ struct lisp {
 	be32 iid;
 };
 #define LISP_I 0x08
+#define LISP_P 0x04 /* RFC 9305: nonce[2] is the next protocol */
 #define LISP_KK 0x03
+#define LISP_IP4 1
+#define LISP_IP6 2
 
 struct outer4 {
 	struct ip4 ip;
@@ -338,7 +341,7 @@ static __always_inline u16 source_port(const struct pkt *p)
 	return p->flags & F_REPLAY ? LISP_DATA_PORT : 0xc000 | (p->hash & 0x3fff);
 }
 
-static __always_inline void fill_udp_lisp(struct udp *u, struct lisp *l, const struct pkt *p)
+static __always_inline void fill_udp_lisp(struct udp *u, struct lisp *l, const struct rloc *r, const struct pkt *p)
 {
 	u32 iid = p->tag & 0xffffff;
 
@@ -350,6 +353,10 @@ static __always_inline void fill_udp_lisp(struct udp *u, struct lisp *l, const s
 	l->nonce[0] = 0;
 	l->nonce[1] = 0;
 	l->nonce[2] = 0;
+	if (r->gpe) {
+		l->flags |= LISP_P;
+		l->nonce[2] = p->v6 ? LISP_IP6 : LISP_IP4;
+	}
 	l->iid = bpf_htonl(iid << 8);
 }
 
@@ -371,7 +378,7 @@ static __always_inline void fill4(struct outer4 *o, const struct rloc *r, const 
 	o->ip.dst = r->dst[0];
 	sum = r->csum + w[0] + w[1] + w[3] + w[4];
 	o->ip.csum = ~fold(sum);
-	fill_udp_lisp(&o->udp, &o->lisp, p);
+	fill_udp_lisp(&o->udp, &o->lisp, r, p);
 }
 
 static __always_inline void fill6(struct outer6 *o, const struct rloc *r, const struct pkt *p)
@@ -382,7 +389,7 @@ static __always_inline void fill6(struct outer6 *o, const struct rloc *r, const 
 	o->ip.hops = p->ttl;
 	__builtin_memcpy(o->ip.src, r->src, 16);
 	__builtin_memcpy(o->ip.dst, r->dst, 16);
-	fill_udp_lisp(&o->udp, &o->lisp, p);
+	fill_udp_lisp(&o->udp, &o->lisp, r, p);
 }
 
 static __always_inline int push4(struct __sk_buff *skb, const struct rloc *r, const struct pkt *p)
