@@ -64,8 +64,8 @@ func tap(t *testing.T, at, to netip.AddrPort, w io.Writer) {
 				in.Close()
 				continue
 			}
-			wg.Go(func() { io.Copy(io.MultiWriter(out, w), in); out.Close(); in.Close() })
-			wg.Go(func() { io.Copy(in, out); out.Close(); in.Close() })
+			wg.Go(func() { _, _ = io.Copy(io.MultiWriter(out, w), in); out.Close(); in.Close() })
+			wg.Go(func() { _, _ = io.Copy(in, out); out.Close(); in.Close() })
 		}
 	})
 }

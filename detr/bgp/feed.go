@@ -432,6 +432,33 @@ func (f *Feed) Heard(e lisp.EID) []Said {
 	return said
 }
 
+// Explain says what each peer tells of e, the believed first.
+func (f *Feed) Explain(_ context.Context, e lisp.EID) ([]lisp.Finding, error) {
+	var out []lisp.Finding
+	for _, believed := range []bool{true, false} {
+		for _, h := range f.Heard(e) {
+			if h.Believed != believed {
+				continue
+			}
+			why := "believed: no peer has a newer version"
+			switch {
+			case !h.Believed:
+				why = "not believed: another version is newer, or of a lower xTR-ID"
+			case h.Stale:
+				why = "believed, though the peer is gone: it may come back (graceful restart)"
+			}
+			at := "nowhere"
+			if h.Locator.RLOC.IsValid() {
+				at = h.Locator.RLOC.String()
+			}
+			out = append(out, lisp.Finding{
+				Part: "bgp", Says: fmt.Sprintf("%v says: at %s, version %d of xTR %v", h.Peer, at, h.Version, h.XTRID), Why: why,
+			})
+		}
+	}
+	return out, nil
+}
+
 // Status is the state of the sessions, for "show bgp".
 func (f *Feed) Status(ctx context.Context) ([]PeerStatus, error) {
 	sts, err := f.s.status(ctx)

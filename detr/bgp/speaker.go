@@ -267,11 +267,11 @@ func (s *speaker) resetGracefully(ctx context.Context) {
 type PeerStatus struct {
 	Peer       netip.Addr    `json:"peer"`
 	AS         uint32        `json:"as"`
-	Role       string        `json:"role"`  // pusher, feed, upstream or router
-	State      string        `json:"state"` // established, active, ...
-	Since      time.Time     `json:"since"` // of the session, or of its loss; whole seconds
-	Up         time.Duration `json:"-"`     // how long established; 0 if not
-	Synced     bool          `json:"synced"`
+	Role       string        `json:"role"`       // pusher, feed, upstream or router
+	State      string        `json:"state"`      // established, active, ...
+	Since      time.Time     `json:"since"`      // of the session, or of its loss; whole seconds
+	Up         time.Duration `json:"-"`          // how long established; 0 if not
+	Synced     bool          `json:"synced"`     // a feed: the peer has sent all its mappings; else: established
 	Received   uint64        `json:"received"`   // paths in the adj-RIB-in
 	Stale      uint64        `json:"stale"`      // of which kept for graceful restart
 	Advertised uint64        `json:"advertised"` // paths
@@ -293,6 +293,7 @@ func (s *speaker) status(ctx context.Context) ([]PeerStatus, error) {
 			st.UpdatesIn, st.UpdatesOut = m.Received.GetUpdate(), m.Sent.GetUpdate()
 		}
 		up := p.State.SessionState == api.PeerState_ESTABLISHED
+		st.Synced = up
 		if t := p.Timers.GetState(); up && t.GetUptime() != nil {
 			st.Since = t.Uptime.AsTime()
 			st.Up = now.Sub(st.Since)

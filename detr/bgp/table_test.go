@@ -434,6 +434,29 @@ func TestSync(t *testing.T) {
 	}
 }
 
+// TestExplain: who says what, and whom we believe.
+func TestExplain(t *testing.T) {
+	f := &Feed{table: newTable(time.Second), changed: make(chan struct{}, 1), peers: map[netip.Addr]*feedPeer{}}
+	f.queue = []event{
+		{kind: eventUpdate, peer: addr(ms1), eid: web, path: split(at(4, 1, "100.64.1.2"))[0]},
+		{kind: eventUpdate, peer: addr(ms2), eid: web, path: split(at(5, 2, "100.64.2.2"))[0], stale: true},
+		{kind: eventUpdate, peer: addr("2001:db8::1"), eid: web, path: split(at(5, 2, "100.64.2.2"))[0]},
+	}
+	f.step(t.Context(), time.Unix(1e9, 0))
+	got, err := f.Explain(t.Context(), web)
+	want := []lisp.Finding{
+		{Part: "bgp", Says: "100.64.8.2 says: at 100.64.2.2, version 5 of xTR 00000000000000000000000000000002",
+			Why: "believed, though the peer is gone: it may come back (graceful restart)"},
+		{Part: "bgp", Says: "2001:db8::1 says: at 100.64.2.2, version 5 of xTR 00000000000000000000000000000002",
+			Why: "believed: no peer has a newer version"},
+		{Part: "bgp", Says: "100.64.7.2 says: at 100.64.1.2, version 4 of xTR 00000000000000000000000000000001",
+			Why: "not believed: another version is newer, or of a lower xTR-ID"},
+	}
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("-want +got, %v:\n%s", err, d)
+	}
+}
+
 // TestNothingIsGoneBeforeTheFullDelta: what is withdrawn before all peers have spoken may be said by another.
 func TestNothingIsGoneBeforeTheFullDelta(t *testing.T) {
 	f := &Feed{
@@ -462,6 +485,9 @@ func TestNothingIsGoneBeforeTheFullDelta(t *testing.T) {
 	step(event{kind: eventEndOfRIB, peer: addr(ms1), of: IPv4})
 	if d := step(event{kind: eventEndOfRIB, peer: addr(ms2), of: IPv4}); !d.Full || len(d.Put) != 0 {
 		t.Errorf("in sync: %+v", d)
+	}
+	if fs, err := f.Explain(t.Context(), web); err != nil || len(fs) != 0 {
+		t.Errorf("explain nothing: %v, %v", fs, err)
 	}
 	if s := f.State(); s != (FeedState{Full: true, Synced: 2}) || !s.Alive() {
 		t.Errorf("state %+v", s)
