@@ -29,6 +29,34 @@ func TestEncapsulate(t *testing.T) {
 	}
 }
 
+// TestStrangersGetPlainLISP: to an RLOC that is not of the cloud every bit but the instance-ID's is zero (RFC 9300
+// section 5.1).
+func TestStrangersGetPlainLISP(t *testing.T) {
+	l := newLab(t, asAnchor)
+	l.set(l.home(vmEID.v4), to(host(farEID.v4), outRLOC.v4))
+	l.vm.send(udp(vmMAC, gatewayMAC, header{vmEID.v4, farEID.v4, 33, 0}, 1000, 2000, []byte("hello")))
+	got := l.wire.want()
+	if head := got[14+20+8 : 14+36]; !bytes.Equal(head, make([]byte, 8)) {
+		t.Fatalf("LISP header % x, want zeros", head)
+	}
+}
+
+// TestNextProtocol: what a LISP-GPE header says to be neither IPv4 nor IPv6 is not for us.
+func TestNextProtocol(t *testing.T) {
+	l := newLab(t)
+	l.set(l.home(vmEID.v4))
+	for next, passes := range map[byte]bool{1: true, 2: true, 3: false, 0: false, 0x80: false} {
+		inner := udp(peerMAC, peerMAC, header{farEID.v4, vmEID.v4, 33, 0}, 1000, 2000, []byte{next})[14:]
+		f := lispFrame(header{src: farRLOC.v4, dst: selfRLOC.v4, ttl: 64}, 0xc001, 0, inner)
+		f[14+28] = 0x04
+		f[14+28+3] = next
+		l.sendWire(f)
+		if got := l.vm.recv(soon); (got != nil) != passes {
+			t.Errorf("next protocol %d: passed %v, want %v; drops: %v", next, got != nil, passes, l.d.Drops())
+		}
+	}
+}
+
 func checkEncapsulated(t *testing.T, got, inner []byte, iid uint32, outer6 bool) {
 	t.Helper()
 	want := []byte{}
@@ -68,11 +96,15 @@ func checkEncapsulated(t *testing.T, got, inner []byte, iid uint32, outer6 bool)
 	want = binary.BigEndian.AppendUint16(want, 4341)
 	want = binary.BigEndian.AppendUint16(want, uint16(16+len(inner)))
 	want = append(want, 0, 0)
-	if iid != 0 {
-		want = append(want, 0x08, 0, 0, 0, byte(iid>>16), byte(iid>>8), byte(iid), 0)
-	} else {
-		want = append(want, make([]byte, 8)...)
+	// Inside the cloud the header says what follows (RFC 9305): 1 = IPv4, 2 = IPv6.
+	flags, next := byte(0x04), byte(1)
+	if inner[0]>>4 == 6 {
+		next = 2
 	}
+	if iid != 0 {
+		flags |= 0x08
+	}
+	want = append(want, flags, 0, 0, next, byte(iid>>16), byte(iid>>8), byte(iid), 0)
 	want = append(want, hop(inner)...)
 	if !bytes.Equal(got, want) {
 		t.Fatalf("got  % x\nwant % x", got, want)

@@ -97,13 +97,9 @@ func (c *chain) build(ctx context.Context, wire bool, dir string, log *slog.Logg
 			vxlan(c.itr, itrRLOC, etrRLOC, "10.9.0.1/24", net24(serverAddr).Masked(), "10.9.0.2"),
 			vxlan(c.etr, etrRLOC, itrRLOC, "10.9.0.2/24", net24(clientAddr).Masked(), "10.9.0.1"))
 	}
-	decap := "tc"
-	if wire {
-		decap = "xdp"
-	}
 	return errors.Join(
-		c.tabi(ctx, c.itr, filepath.Join(dir, "itr"), decap, itrRLOC, etrRLOC, clientAddr, serverAddr, clientMAC, log),
-		c.tabi(ctx, c.etr, filepath.Join(dir, "etr"), decap, etrRLOC, itrRLOC, serverAddr, clientAddr, serverMAC, log))
+		c.tabi(ctx, c.itr, filepath.Join(dir, "itr"), itrRLOC, etrRLOC, clientAddr, serverAddr, clientMAC, log),
+		c.tabi(ctx, c.etr, filepath.Join(dir, "etr"), etrRLOC, itrRLOC, serverAddr, clientAddr, serverMAC, log))
 }
 
 func end(ns *testnet.Namespace, name string, a netip.Addr, mac net.HardwareAddr, mtu int) testnet.End {
@@ -181,7 +177,7 @@ func vxlan(ns *testnet.Namespace, local, remote netip.Addr, own string, dst neti
 }
 
 // tabi makes an xTR of ns: one local EID, one remote.
-func (c *chain) tabi(ctx context.Context, ns *testnet.Namespace, dir, decap string, self, peer, local, remote netip.Addr, mac net.HardwareAddr, log *slog.Logger) error {
+func (c *chain) tabi(ctx context.Context, ns *testnet.Namespace, dir string, self, peer, local, remote netip.Addr, mac net.HardwareAddr, log *slog.Logger) error {
 	return ns.Do(func() error {
 		vm, err := netlink.LinkByName("vm0")
 		if err != nil {
@@ -193,7 +189,7 @@ func (c *chain) tabi(ctx context.Context, ns *testnet.Namespace, dir, decap stri
 		}
 		dp, err := kernel.Open(kernel.Config{PinDir: dir, Self: []netip.Addr{self}, AllowedRLOCs: []netip.Prefix{netip.PrefixFrom(peer, 32)},
 			Own: []lisp.EID{lisp.MakeEID(0, netip.MustParsePrefix("10.1.0.0/24")), lisp.MakeEID(0, netip.MustParsePrefix("10.2.0.0/24"))},
-			MTU: 1500, Decap: decap, Capacity: 1024}, log)
+			MTU: 1500, Capacity: 1024}, log)
 		if err != nil {
 			return err
 		}
