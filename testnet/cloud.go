@@ -90,6 +90,7 @@ type Cloud struct {
 	janitor  *exec.Cmd
 	pipe     *os.File // whose end tells the janitor
 	captures []*Capture
+	drops    linkDrops
 
 	mu       sync.Mutex
 	moves    int
@@ -477,6 +478,9 @@ func families(p path) (out [][2]netip.Addr) {
 	return out
 }
 
+// pingRate is in requests a second: a gap cannot be told to less than the time between two of them.
+const pingRate = 200
+
 // addFlows adds the demo's flows: the Internet clients, the host of the other LISP network, the neighbour VM.
 func (c *Cloud) addFlows() {
 	f, o := c.Flows, c.opts
@@ -491,8 +495,8 @@ func (c *Cloud) addFlows() {
 	udp("udp4-lispsite-to-vm", "udp4-vm-to-lispsite", hostXhost, endpoints[hostXhost].v4, web.v4, 7004, other)
 	udp("udp6-peer-to-vm", "udp6-vm-to-peer", hostPeer, endpoints[hostPeer].v6, web.v6, 7005, other)
 	udp("udp4-peer-to-vm", "udp4-vm-to-peer", hostPeer, endpoints[hostPeer].v4, web.v4, 7006, other)
-	f.AddPing(PingFlow{Name: "ping6", From: c.hosts[hostClient6].ns, Src: endpoints[hostClient6].v6, Dst: web.v6, Rate: 50})
-	f.AddPing(PingFlow{Name: "ping4", From: c.hosts[hostClient4].ns, Src: endpoints[hostClient4].v4, Dst: web.v4, Rate: 50})
+	f.AddPing(PingFlow{Name: "ping6", From: c.hosts[hostClient6].ns, Src: endpoints[hostClient6].v6, Dst: web.v6, Rate: pingRate})
+	f.AddPing(PingFlow{Name: "ping4", From: c.hosts[hostClient4].ns, Src: endpoints[hostClient4].v4, Dst: web.v4, Rate: pingRate})
 	f.AddTCP(TCPFlow{Name: "tcp6-internet-to-vm", Reverse: "tcp6-vm-to-internet", Client: c.hosts[hostClient6].ns, Server: c.hosts[hostWeb].ns,
 		Addr: web.v6, Port: 8006, BitRate: o.BitRate, Seed: o.Seed})
 	f.AddTCP(TCPFlow{Name: "tcp4-internet-to-vm", Reverse: "tcp4-vm-to-internet", Client: c.hosts[hostClient4].ns, Server: c.hosts[hostWeb].ns,

@@ -455,6 +455,7 @@ type removal struct {
 func (c *Cloud) removeLater(vm string, h *Host) {
 	r := &removal{done: make(chan struct{})}
 	r.timer = time.AfterFunc(tapStays, func() {
+		c.drops.leaving(h, c.vms[vm].Tap)
 		r.err = c.vms[vm].Remove(h.ns)
 		close(r.done)
 	})

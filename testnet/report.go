@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -49,6 +51,8 @@ type Machine struct {
 	CPUs         int    `json:"cpus"`
 	BacklogDrops uint64 `json:"backlog_drops"` // packets that did not fit a CPU's input queue
 	VMMLost      uint64 `json:"vmm_lost"`      // frames that the VMM read and could not pass on
+	// LinkDrops are packets that the kernel dropped at an interface, by host, interface and counter.
+	LinkDrops map[string]uint64 `json:"link_drops"`
 }
 
 // Play runs the flows, moves the VM on its tour and reports what the flows saw. An error is one of the test's own
@@ -57,6 +61,9 @@ func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 	begin := time.Now()
 	r := &Report{Moves: []*MoveReport{}, Machine: machine()}
 	dropsBefore := backlogDrops()
+	if err := c.drops.reset(c.hosts); err != nil {
+		return nil, err
+	}
 	if err := c.Flows.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -88,6 +95,10 @@ func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 	r.Machine.BacklogDrops = backlogDrops() - dropsBefore
 	for _, vm := range c.vms {
 		r.Machine.VMMLost += vm.Lost()
+	}
+	var err error
+	if r.Machine.LinkDrops, err = c.drops.since(c.hosts); err != nil {
+		return nil, err
 	}
 	r.Seconds = time.Since(begin).Seconds()
 	r.judge()
@@ -186,6 +197,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	if r.Machine.BacklogDrops > 0 {
 		p.f("this machine's kernel dropped %d packets because a CPU's input queue was full\n", r.Machine.BacklogDrops)
+	}
+	for _, where := range slices.Sorted(maps.Keys(r.Machine.LinkDrops)) {
+		p.f("the kernel dropped at %s: %d\n", where, r.Machine.LinkDrops[where])
 	}
 	for _, problem := range r.Problems {
 		p.f("problem: %s\n", problem)
