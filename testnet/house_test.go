@@ -62,7 +62,7 @@ var only = map[string]struct {
 	"github.com/mdlayher/ndp":      {[]string{"xtr/gateway"}, "Neighbor Discovery is the gateway's"},
 	"github.com/mdlayher/packet":   {[]string{"xtr/gateway"}, "raw frames of VM interfaces are the gateway's"},
 	"github.com/google/go-cmp":     {[]string{"lisp/sinktest"}, "for tests, and for the one that others run"},
-	"github.com/vishvananda/netns": {nil, "namespaces are entered by testnet, with locked threads"},
+	"github.com/vishvananda/netns": {[]string{"xtr/kernel"}, "namespaces are entered by testnet, with locked threads; the data plane names the one that it is in"},
 }
 
 // goPackage is what `go list -json` says.
