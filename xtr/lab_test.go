@@ -38,6 +38,8 @@ type lab struct {
 	anchor  *labAnchor
 	vms     []*labVM
 	wg      sync.WaitGroup
+	mu      sync.Mutex
+	links   map[[2]netip.Addr]chan flight
 }
 
 var (
@@ -59,7 +61,7 @@ func inLab(t *testing.T, f func(l *lab)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		l := &lab{t: t, ctx: ctx, net: simnet.New(1)}
+		l := &lab{t: t, ctx: ctx, net: simnet.New(1), links: map[[2]netip.Addr]chan flight{}}
 		l.net.SetPath(simnet.Path{Delay: 500 * time.Microsecond})
 		l.anchor = &labAnchor{l: l, mappings: map[lisp.EID]lisp.Mapping{}}
 		for _, a := range []string{"100.64.7.2", "100.64.8.2"} {
@@ -68,13 +70,15 @@ func inLab(t *testing.T, f func(l *lab)) {
 		for i, name := range []string{"A", "B", "C"} {
 			l.addHost(name, i+1)
 		}
+		defer func() {
+			for _, h := range l.hosts {
+				h.stop()
+			}
+			cancel()
+			l.wg.Wait()
+		}()
 		synctest.Wait()
 		f(l)
-		for _, h := range l.hosts {
-			h.stop()
-		}
-		cancel()
-		l.wg.Wait()
 	})
 }
 
@@ -99,7 +103,7 @@ func (l *lab) addServer(a netip.Addr) {
 	s, err := mapserver.New(mapserver.Config{Name: a.String(), ProxyReply: true, Sites: []mapserver.Site{{
 		Name: "site", Keys: []lisp.Key{labKey}, ControllerKeys: []lisp.Key{labController},
 		Prefixes: labPrefixes, AcceptMoreSpecifics: true,
-	}}}, control.New(discard(), conn), memoryStore{}, map[string]lisp.Sink{"anchor": l.anchor},
+	}}, Subscribers: []mapserver.Subscriber{{Key: labKey}}}, control.New(discard(), conn), memoryStore{}, map[string]lisp.Sink{"anchor": l.anchor},
 		discard())
 	if err != nil {
 		l.t.Fatal(err)
@@ -192,13 +196,42 @@ func (l *lab) carry(from, to netip.Addr, p packet) {
 		l.t.Errorf("packet %d goes round in circles", p.seq)
 		return
 	}
-	time.AfterFunc(500*time.Microsecond, func() {
-		for _, h := range l.hosts {
-			if h.rloc == to {
-				h.plane.arrive(p, from)
+	l.link(from, to) <- flight{time.Now().Add(500 * time.Microsecond), p}
+}
+
+// flight is a packet under way.
+type flight struct {
+	due time.Time
+	p   packet
+}
+
+// link is the way from one RLOC to another: packets do not overtake each other on it.
+func (l *lab) link(from, to netip.Addr) chan flight {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := [2]netip.Addr{from, to}
+	ch := l.links[k]
+	if ch != nil {
+		return ch
+	}
+	ch = make(chan flight, 1<<16)
+	l.links[k] = ch
+	l.wg.Go(func() {
+		for {
+			select {
+			case <-l.ctx.Done():
+				return
+			case f := <-ch:
+				time.Sleep(time.Until(f.due))
+				for _, h := range l.hosts {
+					if h.rloc == to {
+						h.plane.arrive(f.p, from)
+					}
+				}
 			}
 		}
 	})
+	return ch
 }
 
 // labHost is a hypervisor.
@@ -429,6 +462,13 @@ func (vm *labVM) read(p packet) {
 	vm.got[p.eid] = append(vm.got[p.eid], p.seq)
 }
 
+// has lists the packets for e that the VM has read.
+func (vm *labVM) has(e lisp.EID) []int {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return slices.Clone(vm.got[e])
+}
+
 // forget makes the VM begin to count anew.
 func (vm *labVM) forget() {
 	vm.mu.Lock()
@@ -643,6 +683,19 @@ func (p *labPlane) Routes() []fib.Route {
 	return out
 }
 
+// lookup finds the longest match.
+func (p *labPlane) lookup(e lisp.EID) (r fib.Route, ok bool) {
+	if r, ok = p.routes[e]; ok {
+		return r, true
+	}
+	for _, c := range p.routes {
+		if c.EID.Contains(e) && (!ok || c.EID.Prefix.Bits() > r.EID.Prefix.Bits()) {
+			r, ok = c, true
+		}
+	}
+	return r, ok
+}
+
 func (p *labPlane) route(e lisp.EID) (fib.Route, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -666,7 +719,7 @@ func (p *labPlane) send(q packet) {
 
 // forward is what the kernel does. from is the outer source; not valid for packets of this host.
 func (p *labPlane) forward(q packet, from netip.Addr, again bool) {
-	r, ok := p.routes[q.eid]
+	r, ok := p.lookup(q.eid)
 	if !ok {
 		if from.IsValid() {
 			p.notLocal(q, from, fib.EventNotLocal)

@@ -118,6 +118,10 @@ func (x *XTR) newHold(h *handover) uint32 {
 
 // exec does what a handover wants done, in order.
 func (x *XTR) exec(h *handover, ops []op, now time.Time) {
+	if len(ops) == 1 && ops[0] == opBase {
+		x.base(h) // changes nothing that is kept
+		return
+	}
 	if len(ops) == 0 {
 		return
 	}

@@ -25,6 +25,7 @@ type resolver struct {
 	queries map[lisp.EID]*query
 	asks    map[uint64]*ask // requests that may be answered, by nonce
 	scan    time.Time       // when the map-cache is looked through for what is due; zero: it is empty
+	swept   time.Time       // when old asks were forgotten last
 	full    uint64          // entries that were evicted because the map-cache was full
 	out     resolverOut
 }
@@ -202,15 +203,19 @@ func (r *resolver) tick(now time.Time) {
 	if !r.scan.IsZero() && !r.scan.After(now) {
 		r.expire(now)
 	}
-	for _, e := range slices.SortedFunc(maps.Keys(r.queries), lisp.EID.Compare) {
-		if q := r.queries[e]; !q.next.After(now) {
-			r.advance(q, now)
+	var due []*query
+	for _, q := range r.queries {
+		if !q.next.After(now) {
+			due = append(due, q)
 		}
 	}
-	for n, a := range r.asks {
-		if now.Sub(a.at) > queryPause {
-			delete(r.asks, n)
-		}
+	slices.SortFunc(due, func(a, b *query) int { return a.eid.Compare(b.eid) })
+	for _, q := range due {
+		r.advance(q, now)
+	}
+	if now.Sub(r.swept) > queryPause {
+		r.swept = now
+		maps.DeleteFunc(r.asks, func(_ uint64, a *ask) bool { return now.Sub(a.at) > queryPause })
 	}
 }
 
