@@ -323,13 +323,25 @@ func (c *Cloud) startDaemons(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, n := range all { // all at once: each waits for what it needs
+	ctx, cancel := context.WithTimeoutCause(ctx, c.opts.ReadyTimeout, fmt.Errorf("not within %v", c.opts.ReadyTimeout))
+	defer cancel()
+	// Who is connected to first, then who connects: a BGP speaker that finds nobody tries again after seconds only.
+	answers := func(n node) bool { return n.role == "mapserver" || n.role == "router" }
+	for _, first := range []bool{true, false} {
+		if err := c.startAll(ctx, slices.DeleteFunc(slices.Clone(all), func(n node) bool { return answers(n) != first })); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startAll starts daemons at once and waits until all of them are ready.
+func (c *Cloud) startAll(ctx context.Context, all []node) error {
+	for _, n := range all {
 		if err := c.hosts[n.name].launch(n.role); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.opts.ReadyTimeout, fmt.Errorf("not within %v", c.opts.ReadyTimeout))
-	defer cancel()
 	// The first that fails ends the waiting: what the others then say is of no interest.
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
