@@ -206,7 +206,7 @@ func TestFRRReadsMappings(t *testing.T) {
 
 	moved := mapping("198.51.100.10/32", 3, 2, loc("100.64.2.2"))
 	apply(t, p, lisp.Delta{Put: []lisp.Mapping{moved}, Del: []lisp.EID{six.EID}})
-	eventually(t, 5*time.Second, "FRR has seen the move", func() bool {
+	eventually(t, 10*time.Second, "FRR has seen the move", func() bool {
 		ps := f.paths("ipv4 unicast", "198.51.100.10/32")
 		return len(ps) == 1 && ps[0].NextHop == "100.64.2.2" && len(f.routes("ipv4 unicast")) == 1
 	})
@@ -247,7 +247,7 @@ func TestFRRUpstream(t *testing.T) {
 	}
 	for range 2 {
 		serve(true)
-		eventually(t, 3*time.Second, "FRR has the aggregates", aggregates)
+		eventually(t, 10*time.Second, "FRR has the aggregates", aggregates)
 		if ps := router.paths("ipv4 unicast", "198.51.100.0/24"); len(ps) != 1 || ps[0].NextHop != detrOutside || ps[0].Large != nil || ps[0].Community != "" {
 			t.Errorf("the aggregate: %+v", ps)
 		}
@@ -256,15 +256,15 @@ func TestFRRUpstream(t *testing.T) {
 		}
 		// Moves and new mappings stay inside.
 		apply(t, p, put(mapping("198.51.100.10/32", 3, 2, loc("100.64.2.2")), mapping("198.51.100.77/32", 1, 2, loc("100.64.2.2"))))
-		eventually(t, time.Second, "the feed has the new one", func() bool { return got.len() == 3 })
+		eventually(t, 10*time.Second, "the feed has the new one", func() bool { return got.len() == 3 })
 		stays(t, 300*time.Millisecond, "FRR has the aggregates only", aggregates)
 		serve(false)
-		eventually(t, 3*time.Second, "FRR has lost the aggregates", none)
+		eventually(t, 10*time.Second, "FRR has lost the aggregates", none)
 	}
 	serve(true)
-	eventually(t, 3*time.Second, "FRR has the aggregates", aggregates)
+	eventually(t, 10*time.Second, "FRR has the aggregates", aggregates)
 	stop()
-	eventually(t, 3*time.Second, "FRR has lost the aggregates", none)
+	eventually(t, 10*time.Second, "FRR has lost the aggregates", none)
 }
 
 // upstreamConfig is a D-ETR's session to FRR.

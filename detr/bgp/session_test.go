@@ -121,7 +121,7 @@ func TestTwoMapServersDisagree(t *testing.T) {
 	apply(t, one, full(old))
 	apply(t, two, full(newer))
 	eventually(t, 10*time.Second, "both D-ETRs are in sync", func() bool { return got1.fulls() == 1 && got2.fulls() == 1 })
-	eventually(t, time.Second, "the newer version is believed", both(newer))
+	eventually(t, 10*time.Second, "the newer version is believed", both(newer))
 
 	refresh := old
 	refresh.TTL = 60
@@ -130,15 +130,15 @@ func TestTwoMapServersDisagree(t *testing.T) {
 
 	tie := at(5, 1, "100.64.1.2")
 	apply(t, one, put(tie))
-	eventually(t, time.Second, "at equal versions the lower xTR-ID is believed", both(tie))
+	eventually(t, 10*time.Second, "at equal versions the lower xTR-ID is believed", both(tie))
 
 	apply(t, two, put(at(6, 3, "2001:db8:100:3::2")))
-	eventually(t, time.Second, "the next version", both(at(6, 3, "2001:db8:100:3::2")))
+	eventually(t, 10*time.Second, "the next version", both(at(6, 3, "2001:db8:100:3::2")))
 
 	apply(t, two, lisp.Delta{Del: []lisp.EID{web}})
-	eventually(t, time.Second, "what the other Map-Server says is left", both(tie))
+	eventually(t, 10*time.Second, "what the other Map-Server says is left", both(tie))
 	apply(t, one, lisp.Delta{Del: []lisp.EID{web}})
-	eventually(t, time.Second, "nothing is left", func() bool { return got1.len() == 0 && got2.len() == 0 })
+	eventually(t, 10*time.Second, "nothing is left", func() bool { return got1.len() == 0 && got2.len() == 0 })
 }
 
 // TestMapServerGone runs side by side what takes long. GoBGP keeps options in global variables that it
@@ -184,7 +184,7 @@ func mapServerRestarts(t *testing.T, c *cloud, f *Feed, got *recorder, end func(
 	}
 
 	end(ms)
-	eventually(t, 5*time.Second, "the paths are stale", func() bool { return f.State().Stale == 3 })
+	eventually(t, 10*time.Second, "the paths are stale", func() bool { return f.State().Stale == 3 })
 	both := func() bool { return got.believes(remains)() && got.believes(goes)() }
 	stays(t, 500*time.Millisecond, "all mappings are there", both)
 
@@ -198,10 +198,10 @@ func mapServerRestarts(t *testing.T, c *cloud, f *Feed, got *recorder, end func(
 		_, ok := got.get(goes.EID)
 		return !ok
 	})
-	eventually(t, time.Second, "nothing is stale", func() bool { return f.State().Stale == 0 })
+	eventually(t, 10*time.Second, "nothing is stale", func() bool { return f.State().Stale == 0 })
 	moved := at(2, 2, "100.64.2.2")
 	ms.apply(put(moved))
-	eventually(t, time.Second, "a move after the restart", got.believes(moved))
+	eventually(t, 10*time.Second, "a move after the restart", got.believes(moved))
 	if n := got.fulls(); n != 1 {
 		t.Errorf("%d full Deltas, want 1", n)
 	}
@@ -221,7 +221,7 @@ func mapServerStaysAway(t *testing.T, c *cloud, f *Feed, got *recorder) {
 
 	one.kill()
 	died := time.Now()
-	eventually(t, 2*time.Second, "the paths are stale", func() bool { return f.State().Stale == 2 })
+	eventually(t, 10*time.Second, "the paths are stale", func() bool { return f.State().Stale == 2 })
 	eventually(t, 10*time.Second, "only the other's mapping is left", func() bool { return got.len() == 1 })
 	if d := time.Since(died); d < 1500*time.Millisecond {
 		t.Errorf("the mappings went after %v, before the restart time of 2s was over", d)
@@ -275,12 +275,12 @@ func TestRouteReflector(t *testing.T) {
 	}
 	// The reflector's own best path may well be the older one: we hear both.
 	apply(t, one, put(at(6, 1, "100.64.1.2")))
-	eventually(t, time.Second, "a move at one", got.believes(at(6, 1, "100.64.1.2")))
+	eventually(t, 10*time.Second, "a move at one", got.believes(at(6, 1, "100.64.1.2")))
 	apply(t, two, put(at(7, 3, "100.64.3.2")))
-	eventually(t, time.Second, "a move at the other", got.believes(at(7, 3, "100.64.3.2")))
+	eventually(t, 10*time.Second, "a move at the other", got.believes(at(7, 3, "100.64.3.2")))
 	fewer := mapping("2001:db8:e1d::9/128", 4, 2, loc("100.64.4.2"))
 	apply(t, two, put(fewer))
-	eventually(t, time.Second, "fewer locators", got.believes(fewer))
+	eventually(t, 10*time.Second, "fewer locators", got.believes(fewer))
 }
 
 // TestSecuredSessions: TCP MD5 with the right and the wrong password, and TTL security.

@@ -234,17 +234,19 @@ func (s *speaker) count(f Family, n int) {
 // stop ends all sessions. With graceful restart, peers that understand RFC 8538 keep our paths for the
 // restart time; else everybody forgets them.
 func (s *speaker) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
-	if s.role.graceful {
-		s.resetGracefully(ctx)
-	}
+	s.closeSessions(ctx)
 	return s.srv.StopBgp(ctx, &api.StopBgpRequest{})
 }
 
-// resetGracefully closes the sessions with a reason that does not end graceful restart: what StopBgp
-// sends, "peer deconfigured", would be a hard reset (RFC 8538 section 3.1).
-func (s *speaker) resetGracefully(ctx context.Context) {
+// stopTime is how long peers may take to hear that a session ends.
+const stopTime = time.Second
+
+// closeSessions tells peers why, and waits until their sessions are down. StopBgp would close them too, but
+// with "peer deconfigured", which ends graceful restart (a hard reset, RFC 8538 section 3.1), and while
+// GoBGP's goroutines still read the configuration that it clears.
+func (s *speaker) closeSessions(ctx context.Context) {
 	open := func() (addrs []string) {
 		_ = s.srv.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
 			if p.State.SessionState == api.PeerState_ESTABLISHED {
@@ -254,8 +256,14 @@ func (s *speaker) resetGracefully(ctx context.Context) {
 		return addrs
 	}
 	for _, a := range open() {
-		if err := s.srv.ResetPeer(ctx, &api.ResetPeerRequest{Address: a, Communication: "restarting"}); err != nil {
-			s.log.Warn("bgp: graceful close", "peer", a, "err", err)
+		var err error
+		if s.role.graceful {
+			err = s.srv.ResetPeer(ctx, &api.ResetPeerRequest{Address: a, Communication: "restarting"})
+		} else {
+			err = s.srv.ShutdownPeer(ctx, &api.ShutdownPeerRequest{Address: a, Communication: "shutting down"})
+		}
+		if err != nil {
+			s.log.Warn("bgp: close", "peer", a, "err", err)
 		}
 	}
 	for len(open()) > 0 && ctx.Err() == nil {

@@ -212,7 +212,7 @@ func TestPusherToFeed(t *testing.T) {
 	if err := p.Apply(ctx, lisp.Delta{Put: []lisp.Mapping{moved}, Del: []lisp.EID{ms[1].EID}}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Second, "the move and the withdrawal are there", func() bool {
+	eventually(t, 10*time.Second, "the move and the withdrawal are there", func() bool {
 		m, _ := got.get(moved.EID)
 		return m.Equal(moved) && got.len() == len(ms)-1
 	})
