@@ -3,6 +3,7 @@ package detr
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -98,7 +99,7 @@ func (w *world) serve(at netip.Addr, answer func(from net.Addr, b []byte) []byte
 				return
 			}
 			if out := answer(from, b[:n]); out != nil {
-				if _, err := c.WriteTo(out, from); err != nil {
+				if _, err := c.WriteTo(out, from); err != nil && !errors.Is(err, net.ErrClosed) {
 					w.t.Error(err)
 				}
 			}
