@@ -94,7 +94,7 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 			}
 		}
 	})
-	d.serve(withCounters{withBGP{x, func(ctx context.Context) ([]bgp.PeerStatus, error) {
+	d.serve(withCounters{withBGP{explainedByFeed{x, feed}, func(ctx context.Context) ([]bgp.PeerStatus, error) {
 		s, err := feed.Status(ctx)
 		if err != nil || announcer == nil {
 			return s, err
@@ -114,4 +114,19 @@ func forwarding() error {
 		}
 	}
 	return nil
+}
+
+// explainedByFeed adds what each Map-Server says of an EID to what the D-ETR believes.
+type explainedByFeed struct {
+	*detr.DETR
+	feed *bgp.Feed
+}
+
+func (x explainedByFeed) Explain(ctx context.Context, e lisp.EID) ([]lisp.Finding, error) {
+	own, err := x.DETR.Explain(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	heard, err := x.feed.Explain(ctx, e)
+	return append(own, heard...), err
 }
