@@ -28,6 +28,7 @@ type core struct {
 	refusals refusals
 	alarms   alarms
 	counters map[string]uint64
+	reported map[string]reporting // by text
 
 	nonce uint64 // of the last unsolicited Map-Notify to an xTR that hosts or hosted an EID
 	seq   uint64 // of the batch that is being filled
@@ -123,6 +124,7 @@ func newCore(p *policy, st State, now time.Time) *core {
 		byNonce:  map[uint64][]*pending{},
 		refusals: newRefusals(),
 		counters: map[string]uint64{},
+		reported: map[string]reporting{},
 		nonce:    uint64(now.UnixNano()), // greater than any before a restart
 	}
 	latest := map[lisp.XTRID]uint64{}
@@ -225,7 +227,7 @@ func (e *entry) due(c *core, now time.Time) {
 	if len(gone) > 0 {
 		c.count("registration/expired")
 		for _, r := range gone {
-			c.report(slog.LevelWarn, "registration expired", "eid", e.mapping.EID, "xtr_id", r.XTRID,
+			c.report(now, slog.LevelWarn, "registration expired", "eid", e.mapping.EID, "xtr_id", r.XTRID,
 				"version", e.mapping.Version, "last_seen", r.seen)
 		}
 		c.leave(now, e, kept)
@@ -275,8 +277,35 @@ func (c *core) committed(now time.Time, b batch) {
 
 func (c *core) count(name string) { c.counters[name]++ }
 
-func (c *core) report(level slog.Level, text string, attrs ...any) {
-	c.out.reports = append(c.out.reports, reportLine{level, text, attrs})
+// How many lines of one kind are logged within how long: neither a host that dies with a thousand VMs nor
+// somebody who forges Map-Registers fills the log.
+const (
+	reportBurst  = 20
+	reportWindow = 10 * time.Second
+)
+
+// reporting is how much was logged of one kind lately.
+type reporting struct {
+	since      time.Time
+	n          int
+	suppressed int
+}
+
+// report makes a line for the log, unless there were many of the same kind.
+func (c *core) report(now time.Time, level slog.Level, text string, attrs ...any) {
+	r := c.reported[text]
+	if now.Sub(r.since) >= reportWindow {
+		if r.suppressed > 0 {
+			attrs = append(attrs, "suppressed", r.suppressed)
+		}
+		r = reporting{since: now}
+	}
+	if r.n++; r.n > reportBurst {
+		r.suppressed++
+	} else {
+		c.out.reports = append(c.out.reports, reportLine{level, text, attrs})
+	}
+	c.reported[text] = r
 }
 
 func (c *core) send(key *lisp.Key, m lisp.Message, to ...netip.AddrPort) {

@@ -172,7 +172,7 @@ func (p *pending) due(c *core, now time.Time) {
 		c.lost(now, p)
 		return
 	}
-	c.report(slog.LevelWarn, "no Map-Notify-Ack", "eid", p.eid, "xtr_id", p.who.xtr, "to", p.to[0].Addr())
+	c.report(now, slog.LevelWarn, "no Map-Notify-Ack", "eid", p.eid, "xtr_id", p.who.xtr, "to", p.to[0].Addr())
 }
 
 // forget stops the retransmission of p.

@@ -124,7 +124,7 @@ func (c *core) refuse(now time.Time, r registering, rec lisp.Mapping, why reason
 		version: rec.Version, known: known})
 	if x.logged.IsZero() || now.Sub(x.logged) >= logAgain {
 		x.logged = now
-		c.report(slog.LevelWarn, "Map-Register refused", "reason", string(why), "eid", rec.EID, "xtr_id", r.XTRID,
+		c.report(now, slog.LevelWarn, "Map-Register refused", "reason", string(why), "eid", rec.EID, "xtr_id", r.XTRID,
 			"source", r.from, "version", rec.Version, "times", x.times)
 	}
 }

@@ -224,7 +224,7 @@ func (c *core) record(now time.Time, r registering, rec lisp.Mapping) outcome {
 			c.schedule(e, now)
 			return c.refused(now, e, r, rec, reasonFlapping)
 		}
-		c.report(slog.LevelInfo, "mapping moved", "eid", rec.EID, "from", e.mapping.XTRID, "to", r.XTRID,
+		c.report(now, slog.LevelInfo, "mapping moved", "eid", rec.EID, "from", e.mapping.XTRID, "to", r.XTRID,
 			"version", version, "announced", r.controller)
 		c.accept(now, e, r, rec, version, invented)
 		c.took(r, rec, "register/claimed")

@@ -602,6 +602,13 @@ func TestRefusalsAreBounded(t *testing.T) {
 		p.Msg.(*lisp.MapRegister).XTRID = lisp.XTRID{byte(i), byte(i >> 8)}
 		r.handle(p)
 	}
+	if r.register(xtr{id: 1, addr: hv1, key: &forged}, "198.51.100.2/32"); len(r.reports) != 0 {
+		t.Errorf("still logs: %q", r.reports)
+	}
+	r.wait(10 * time.Second)
+	if r.register(xtr{id: 1, addr: hv1, key: &forged}, "198.51.100.3/32"); len(r.reports) != 1 || !strings.Contains(r.reports[0], "suppressed494") {
+		t.Errorf("logs %q", r.reports)
+	}
 	known := 0
 	for _, x := range r.c.refusals.all() {
 		if x.known {

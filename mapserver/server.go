@@ -85,15 +85,17 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("mapserver: Run was called before")
 	}
 	defer close(s.done)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	// The endpoint outlives ctx by as much as the last answers need.
 	network, closeNetwork := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
+	var lost error
 	wg.Go(func() {
 		if err := s.ep.Run(network, func(p control.Packet) { s.receive(ctx, p) }); err != nil {
-			cancel(fmt.Errorf("mapserver: %w", err))
+			lost = fmt.Errorf("mapserver: %w", err)
 		}
+		cancel()
 	})
 	wg.Go(func() { s.publisher(ctx) })
 	for _, q := range s.sinks {
@@ -102,10 +104,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.loop(ctx)
 	closeNetwork()
 	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return nil
+	return lost
 }
 
 // receive is called by the endpoint's goroutine.

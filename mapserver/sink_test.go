@@ -67,9 +67,17 @@ type pushed struct {
 	*sinkQueue
 }
 
+// Apply waits until the Sink behind the queue has taken d.
 func (p pushed) Apply(_ context.Context, d lisp.Delta) error {
+	before := p.applied.Load()
 	p.push(d)
-	return nil
+	for range 5000 {
+		if d.Empty() || p.applied.Load() > before {
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return errors.New("nothing arrived")
 }
 
 func TestAQueueIsATransparentSink(t *testing.T) {
@@ -80,18 +88,7 @@ func TestAQueueIsATransparentSink(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { q.run(ctx) })
 		t.Cleanup(func() { cancel(); wg.Wait() })
-		return sinktest.Subject{Sink: pushed{q}, Content: func(t *testing.T) []lisp.Mapping {
-			for range 2000 {
-				q.mu.Lock()
-				idle := len(q.waiting) == 0 && !q.full && len(q.wake) == 0
-				q.mu.Unlock()
-				time.Sleep(time.Millisecond)
-				if idle {
-					break
-				}
-			}
-			return m.sorted()
-		}}
+		return sinktest.Subject{Sink: pushed{q}, Content: func(*testing.T) []lisp.Mapping { return m.sorted() }}
 	})
 }
 

@@ -160,7 +160,7 @@ func (c *core) subscribe(now time.Time, q query, eid lisp.EID, remove bool) bool
 		// (RFC 9437 section 5). Only nonces of Map-Requests count here: an xTR that missed
 		// publications does not know how far we have counted.
 		c.count("subscribe/refused/nonce-not-greater")
-		c.report(slog.LevelWarn, "subscription refused", "reason", string(reasonReplay), "eid", eid, "xtr_id", q.XTRID)
+		c.report(now, slog.LevelWarn, "subscription refused", "reason", string(reasonReplay), "eid", eid, "xtr_id", q.XTRID)
 		return true
 	}
 	if s == nil {
@@ -370,7 +370,7 @@ func (c *core) lost(now time.Time, p *pending) {
 		return
 	}
 	c.count("subscribe/lost")
-	c.report(slog.LevelWarn, "subscriber is silent", "eid", s.EID, "xtr_id", s.XTRID, "to", p.to[0].Addr())
+	c.report(now, slog.LevelWarn, "subscriber is silent", "eid", s.EID, "xtr_id", s.XTRID, "to", p.to[0].Addr())
 	c.drop(now, s)
 	m := lisp.Mapping{EID: s.EID, TTL: c.UnregisteredTTL, Action: lisp.ActDropAuthFailure}
 	c.send(p.key, &lisp.MapNotify{Nonce: p.msg.Nonce, Records: []lisp.Mapping{m}, HasXTRID: true}, p.to...)
