@@ -117,7 +117,12 @@ func (a *anchor) Apply(ctx context.Context, d lisp.Delta) error {
 	}
 	at := a.now()
 	for _, m := range put {
-		a.entries[m.EID] = installed{m, at}
+		since := at
+		// The same version at the same place has been forwarded by already, whatever else is said anew.
+		if old, ok := a.entries[m.EID]; ok && old.mapping.Version == m.Version && slices.Equal(old.mapping.Locators, m.Locators) {
+			since = old.at
+		}
+		a.entries[m.EID] = installed{m, since}
 		delete(a.warm, m.EID)
 	}
 	if len(dels) > 0 {

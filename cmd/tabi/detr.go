@@ -35,6 +35,10 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 	if err := forwarding(); err != nil {
 		return err
 	}
+	var err error
+	if c.Kernel.Self, err = withSources(c.Kernel.Self, c.Underlay); err != nil {
+		return err
+	}
 	dp, err := openDataPlane(c.Kernel, c.Underlay, d)
 	if err != nil {
 		return err

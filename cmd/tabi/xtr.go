@@ -33,6 +33,10 @@ func newXTRCommand() *cobra.Command {
 }
 
 func runXTR(ctx context.Context, c *config.XTR, d *daemon) error {
+	var err error
+	if c.Kernel.Self, err = withSources(c.Kernel.Self, c.Underlay); err != nil {
+		return err
+	}
 	dp, err := openDataPlane(c.Kernel, c.Underlay, d)
 	if err != nil {
 		return err
@@ -70,19 +74,24 @@ func runXTR(ctx context.Context, c *config.XTR, d *daemon) error {
 	return d.run(ctx)
 }
 
-// openDataPlane opens the kernel's data plane, or picks up what a daemon before left running, and attaches
-// it to the underlay.
-func openDataPlane(c kernel.Config, underlay []string, d *daemon) (*kernel.DataPlane, error) {
-	// Whoever registers RLOCs of one family still sends to peers that have only the other one.
+// withSources adds the underlay's addresses of a family of which there is no own RLOC: whoever registers
+// RLOCs of one family still sends to peers that have only the other one, and hears from them.
+func withSources(self []netip.Addr, underlay []string) ([]netip.Addr, error) {
 	sources, err := globalAddresses(underlay)
 	if err != nil {
 		return nil, err
 	}
 	for _, a := range sources {
-		if !slices.ContainsFunc(c.Self, func(s netip.Addr) bool { return s.Is4() == a.Is4() }) {
-			c.Self = append(slices.Clone(c.Self), a)
+		if !slices.ContainsFunc(self, func(s netip.Addr) bool { return s.Is4() == a.Is4() }) {
+			self = append(slices.Clone(self), a)
 		}
 	}
+	return self, nil
+}
+
+// openDataPlane opens the kernel's data plane, or picks up what a daemon before left running, and attaches
+// it to the underlay.
+func openDataPlane(c kernel.Config, underlay []string, d *daemon) (*kernel.DataPlane, error) {
 	dp, err := kernel.Open(c, d.log)
 	if err != nil {
 		return nil, err
