@@ -50,6 +50,11 @@ type mapping struct {
 	_          uint64
 }
 
+type locators [nSlots]struct {
+	RLOC         uint16
+	Rank, Weight uint8
+}
+
 type target struct{ Mapping, Counter uint32 }
 
 type rlocEntry struct {

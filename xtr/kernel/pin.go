@@ -133,6 +133,7 @@ func (d *DataPlane) size(spec *ebpf.CollectionSpec) {
 	spec.Maps["eid4"].MaxEntries = n
 	spec.Maps["eid6"].MaxEntries = n
 	spec.Maps["mappings"].MaxEntries = max(16384, n/8)
+	spec.Maps["backups"].MaxEntries = spec.Maps["mappings"].MaxEntries
 	spec.Maps["dcache"].MaxEntries = cacheBuckets()
 	spec.Maps["counters"].MaxEntries = 2*n/chunkLen + 2
 }
@@ -146,6 +147,10 @@ func copyMap(name string, to, from *ebpf.Map) error {
 		return copyEntries[key6, target](to, from)
 	case "mappings":
 		return copyEntries[uint32, mapping](to, from)
+	case "rlocs":
+		return copyEntries[uint32, rlocEntry](to, from)
+	case "backups":
+		return copyEntries[uint32, locators](to, from)
 	case "counters":
 		var k, id uint32
 		it := from.Iterate()

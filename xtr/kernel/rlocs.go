@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -54,7 +55,7 @@ func rankLocators(all []lisp.Locator) []loc {
 			out = append(out, loc{use[i].RLOC, rank, w})
 		}
 	}
-	return out
+	return out[:min(len(out), nSlots)] // more could not share the slots
 }
 
 func gcd(a, b int) int {
@@ -277,35 +278,51 @@ func (d *DataPlane) RLOCState(a netip.Addr, up bool) error {
 	return nil
 }
 
-// slots shares the slots among the locators of the best rank that has one up, by weight, and mixed, so
-// that what one leaves when it goes down is spread over the others.
+// slots shares the slots among the locators of the best rank that has one up, by weight. What one that is
+// down would have is shared among those that are up; the others keep theirs, and so their flows.
 func (t *rlocTable) slots(locs []loc) (slot [nSlots]uint16) {
 	group := bestGroup(locs, t.down)
-	if len(group) == 0 {
-		return slot
-	}
-	type share struct {
-		n             uint16
-		weight, owing int
-	}
-	var shares []share
-	total := 0
+	var up []loc
 	for _, l := range group {
-		shares = append(shares, share{n: uint16(t.byAddr[l.addr]), weight: int(l.weight)})
-		total += int(l.weight)
-	}
-	for i := range slot {
-		best := 0
-		for j := range shares {
-			shares[j].owing += shares[j].weight
-			if shares[j].owing > shares[best].owing {
-				best = j
-			}
+		if !t.down[l.addr] {
+			up = append(up, l)
 		}
-		shares[best].owing -= total
-		slot[i] = shares[best].n
+	}
+	if len(up) == 0 {
+		up = group // the kernel will find that all are down
+	}
+	all, left := share(group), share(up)
+	for i := range slot {
+		l := all()
+		if len(up) < len(group) && t.down[l.addr] {
+			l = left()
+		}
+		slot[i] = uint16(t.byAddr[l.addr])
 	}
 	return slot
+}
+
+// share returns a function that deals out locators by weight, in turn.
+func share(group []loc) func() loc {
+	owing := make([]int, len(group))
+	total := 0
+	for _, l := range group {
+		total += int(l.weight)
+	}
+	return func() loc {
+		if len(group) == 0 {
+			return loc{}
+		}
+		best := 0
+		for i, l := range group {
+			owing[i] += int(l.weight)
+			if owing[i] > owing[best] {
+				best = i
+			}
+		}
+		owing[best] -= total
+		return group[best]
+	}
 }
 
 func bestGroup(locs []loc, down map[netip.Addr]bool) []loc {
@@ -330,43 +347,73 @@ func bestGroup(locs []loc, down map[netip.Addr]bool) []loc {
 	return first // all are down: the kernel will say so
 }
 
-// fromSlots is what can be told of the locators from a mapping in the kernel.
-func (t *rlocTable) fromSlots(slot [nSlots]uint16) []loc {
-	n := map[uint16]int{}
-	for _, s := range slot {
-		n[s]++
+// keep writes down for the next process what the slots of mapping n do not say.
+func (t *rlocTable) keep(n uint32, locs []loc) error {
+	if len(locs) < 2 {
+		return nil
 	}
-	var all []lisp.Locator
-	for s, w := range n {
-		if int(s) < len(t.states) && t.states[s].addr.IsValid() {
-			all = append(all, lisp.Locator{RLOC: t.states[s].addr, Weight: uint8(w), Reachable: true})
-		}
+	var all locators
+	for i, l := range locs {
+		all[i].RLOC, all[i].Rank, all[i].Weight = uint16(t.byAddr[l.addr]), l.rank, l.weight
 	}
-	return rankLocators(all)
+	return t.d.maps["backups"].Put(n, all)
 }
 
-// adopt takes up the numbers that a mapping in the kernel uses. Others may still say something, but to
-// nobody.
-func (t *rlocTable) adopt(slot [nSlots]uint16) {
-	for _, n := range slot {
-		e, ok := t.found[uint32(n)]
-		if !ok {
-			continue
-		}
-		delete(t.found, uint32(n))
-		a := netip.AddrFrom16(e.Dst)
-		if e.V6 == 0 {
-			a = netip.AddrFrom4([4]byte(e.Dst[:4]))
-		}
-		for int(n) >= len(t.states) {
-			t.states = append(t.states, rlocState{})
-		}
-		t.states[n] = rlocState{addr: a, entry: e}
-		t.byAddr[a] = uint32(n)
-		if e.Up == 0 {
-			t.down[a] = true
-		}
+func (t *rlocTable) drop(n uint32, locs []loc) {
+	if len(locs) < 2 {
+		return
 	}
+	if err := t.d.maps["backups"].Delete(n); err != nil {
+		t.d.log.Warn("locators of an old mapping are left", "mapping", n, "error", err)
+	}
+}
+
+// kept reads the locators of mapping n, and takes up their numbers.
+func (t *rlocTable) kept(n uint32, slot [nSlots]uint16) ([]loc, error) {
+	var all locators
+	err := t.d.maps["backups"].Lookup(n, &all)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		all[0].RLOC, all[0].Weight = slot[0], 1
+	} else if err != nil {
+		return nil, err
+	}
+	var locs []loc
+	for _, l := range all {
+		if l.RLOC == 0 {
+			break
+		}
+		a, ok := t.adopt(uint32(l.RLOC))
+		if !ok {
+			return nil, fmt.Errorf("RLOC %d is not there", l.RLOC)
+		}
+		locs = append(locs, loc{a, l.Rank, l.Weight})
+	}
+	return locs, nil
+}
+
+// adopt takes up a number that a mapping in the kernel uses. Others may still say something, but to
+// nobody.
+func (t *rlocTable) adopt(n uint32) (netip.Addr, bool) {
+	if int(n) < len(t.states) && t.states[n].addr.IsValid() {
+		return t.states[n].addr, true
+	}
+	e, ok := t.found[n]
+	if !ok {
+		return netip.Addr{}, false
+	}
+	a := netip.AddrFrom16(e.Dst)
+	if e.V6 == 0 {
+		a = netip.AddrFrom4([4]byte(e.Dst[:4]))
+	}
+	for int(n) >= len(t.states) {
+		t.states = append(t.states, rlocState{})
+	}
+	t.states[n] = rlocState{addr: a, entry: e}
+	t.byAddr[a] = n
+	if e.Up == 0 {
+		t.down[a] = true
+	}
+	return a, true
 }
 
 // read learns from the kernel what it has; the mappings then say which of it is in use.

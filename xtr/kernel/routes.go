@@ -432,6 +432,11 @@ func (t *table) acquire(m mapping, locs []loc) (uint32, error) {
 		t.d.rlocs.release(locs)
 		return 0, fmt.Errorf("mapping %d: %w", n, err)
 	}
+	if err := t.d.rlocs.keep(n, locs); err != nil {
+		t.free.free = append(t.free.free, n)
+		t.d.rlocs.release(locs)
+		return 0, fmt.Errorf("mapping %d: %w", n, err)
+	}
 	for int(n) >= len(t.mappings) {
 		t.mappings = append(t.mappings, mappingState{})
 	}
@@ -446,6 +451,7 @@ func (t *table) release(n uint32) {
 		return
 	}
 	delete(t.byKey, s.key)
+	t.d.rlocs.drop(n, s.locs)
 	t.d.rlocs.release(s.locs)
 	*s = mappingState{}
 	t.free.put(n)
@@ -550,8 +556,10 @@ func (t *table) readMapping(n uint32) error {
 		return err
 	}
 	if s.m.Act == actEncap {
-		t.d.rlocs.adopt(s.m.Slot)
-		s.locs = t.d.rlocs.fromSlots(s.m.Slot)
+		var err error
+		if s.locs, err = t.d.rlocs.kept(n, s.m.Slot); err != nil {
+			return err
+		}
 	}
 	if err := t.d.rlocs.hold(s.locs); err != nil {
 		return err

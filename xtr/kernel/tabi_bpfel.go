@@ -18,6 +18,7 @@ import (
 const (
 	tabiMapAllow4    = "allow4"
 	tabiMapAllow6    = "allow6"
+	tabiMapBackups   = "backups"
 	tabiMapConf      = "conf"
 	tabiMapCounters  = "counters"
 	tabiMapDcache    = "dcache"
@@ -106,6 +107,7 @@ type tabiProgramSpecs struct {
 type tabiMapSpecs struct {
 	Allow4   *ebpf.MapSpec `ebpf:"allow4"`
 	Allow6   *ebpf.MapSpec `ebpf:"allow6"`
+	Backups  *ebpf.MapSpec `ebpf:"backups"`
 	Conf     *ebpf.MapSpec `ebpf:"conf"`
 	Counters *ebpf.MapSpec `ebpf:"counters"`
 	Dcache   *ebpf.MapSpec `ebpf:"dcache"`
@@ -156,6 +158,7 @@ func (o *tabiObjects) Close() error {
 type tabiMaps struct {
 	Allow4   *ebpf.Map `ebpf:"allow4"`
 	Allow6   *ebpf.Map `ebpf:"allow6"`
+	Backups  *ebpf.Map `ebpf:"backups"`
 	Conf     *ebpf.Map `ebpf:"conf"`
 	Counters *ebpf.Map `ebpf:"counters"`
 	Dcache   *ebpf.Map `ebpf:"dcache"`
@@ -182,6 +185,7 @@ func (m *tabiMaps) Close() error {
 	return _TabiClose(
 		m.Allow4,
 		m.Allow6,
+		m.Backups,
 		m.Conf,
 		m.Counters,
 		m.Dcache,

@@ -189,6 +189,22 @@ MAP(holds, BPF_MAP_TYPE_ARRAY, u32, struct hold, 4096);
 MAP(lost, BPF_MAP_TYPE_ARRAY, u32, u64, 4096);
 MAP(limits, BPF_MAP_TYPE_LRU_HASH, struct limit_key, u64, 4096);
 
+/* All locators of the mappings that have more than one: for Go, when it starts anew. */
+struct locator {
+	u16 rloc; /* 0 = none */
+	u8 rank, weight;
+};
+struct locators {
+	struct locator of[SLOTS];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, u32);
+	__type(value, struct locators);
+	__uint(max_entries, 16384); /* * */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} backups SEC(".maps");
+
 /* Generations of the destination cache. A host route changes only that of its address's hash, a
  * shorter prefix the last one, which counts for all. */
 #define GENS 1024
