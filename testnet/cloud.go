@@ -381,12 +381,13 @@ func (c *Cloud) putInventory(ctx context.Context) error {
 		Description string `json:"description,omitempty"`
 	}
 	type hypervisor struct {
-		Name  string `json:"name"`
-		Site  string `json:"site"`
-		RLOC  string `json:"rloc"`
-		XTRID string `json:"xtr_id"`
-		Agent string `json:"agent"`
-		Token string `json:"token"`
+		Name   string `json:"name"`
+		Site   string `json:"site"`
+		SiteID int    `json:"site_id"`
+		RLOC   string `json:"rloc"`
+		XTRID  string `json:"xtr_id"`
+		Agent  string `json:"agent"`
+		Token  string `json:"token"`
 	}
 	type vm struct {
 		Name       string   `json:"name"`
@@ -404,7 +405,7 @@ func (c *Cloud) putInventory(ctx context.Context) error {
 		}
 	}
 	for _, n := range nodesOf("xtr", inCloud) {
-		h := hypervisor{n.name, n.site, n.rlocList()[0].String(), n.xtrID(), "http://" + n.v4().String() + ":4380", agentToken}
+		h := hypervisor{n.name, n.site, configData{node: n}.SiteNumber(), n.rlocList()[0].String(), n.xtrID(), "http://" + n.v4().String() + ":4380", agentToken}
 		if err := put("hypervisors", n.name, h); err != nil {
 			return err
 		}
@@ -473,6 +474,9 @@ func (c *Cloud) waitPaths(ctx context.Context) error {
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := c.WaitFeeds(ctx); err != nil {
 		return err
 	}
 	return c.waitAnchors(ctx, hostWeb, hostPeer)

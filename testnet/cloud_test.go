@@ -48,6 +48,9 @@ func startCloud(t *testing.T, o Options) *Cloud {
 		o.BitRate = 2e6
 	}
 	o.Progress = func(s string) { t.Log(s) }
+	if dir := os.Getenv("TABI_TEST_PCAP"); dir != "" { // to look into a failure
+		o.Pcap = filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-"))
+	}
 	c, err := Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +58,7 @@ func startCloud(t *testing.T, o Options) *Cloud {
 	t.Cleanup(func() {
 		if t.Failed() {
 			logTails(t, c)
+			logDrops(t, c)
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -81,6 +85,35 @@ func logTails(t *testing.T, c *Cloud) {
 				t.Logf("%s: %d lines of warnings, the last:\n%s", log, n, strings.Join(lines[max(0, n-15):], ""))
 			}
 		}
+	}
+}
+
+// logDrops shows what the daemons and the kernel dropped.
+func logDrops(t *testing.T, c *Cloud) {
+	for _, name := range c.Hosts() {
+		h := c.Host(name)
+		if h.Socket() == "" {
+			continue
+		}
+		var rows []struct {
+			Name    string `json:"name"`
+			Part    string `json:"part"`
+			Counter string `json:"counter"`
+			Value   uint64 `json:"value"`
+		}
+		_ = h.Admin(context.WithoutCancel(t.Context()), "GET", "/v1/show/counters", nil, &rows) // it may be dead
+		var out []string
+		for _, r := range rows {
+			if r.Value > 0 && (r.Part == "kernel" || strings.Contains(r.Name+r.Counter, "drop") || strings.Contains(r.Name+r.Counter, "missing")) {
+				out = append(out, fmt.Sprintf("%s %s%s %d", r.Part, r.Name, r.Counter, r.Value))
+			}
+		}
+		if len(out) > 0 {
+			t.Logf("%s: %s", name, strings.Join(out, ", "))
+		}
+	}
+	if drops, err := c.drops.total(c.hosts); err == nil && len(drops) > 0 {
+		t.Logf("interfaces: %v", drops)
 	}
 }
 
@@ -194,7 +227,8 @@ func TestMapServerKilled(t *testing.T) {
 			}
 			moves = append(moves, moveTo(t, c, o))
 			must(t, c.Host(ms).Start(within(t, 30*time.Second), "mapserver"))
-			time.Sleep(time.Second)
+			// Killing the other one before would be killing both.
+			must(t, c.WaitFeeds(within(t, 60*time.Second)))
 		}
 	}
 	wantNoLoss(t, finish(t, c, moves...))
@@ -270,8 +304,9 @@ func TestAbortedMigration(t *testing.T) {
 	wantNoProblems(t, aborted, moved)
 }
 
-// Nobody told the cloud of the move beforehand, and the controller is dead. With the hypervisor's stop event nothing
-// is lost; without it what the old tap held may be, and no more.
+// Nobody told the cloud of the move beforehand, and the controller is dead. With the hypervisor's stop event no
+// packet for the VM is lost; without it what the old tap held may be, and no more. The VM's own first packets may be
+// taken for forged ones: until it has been seen, nobody here knows its addresses.
 func TestUnpreparedMove(t *testing.T) {
 	for _, stopEvent := range []bool{true, false} {
 		t.Run(fmt.Sprintf("stop event %v", stopEvent), func(t *testing.T) {
@@ -279,13 +314,13 @@ func TestUnpreparedMove(t *testing.T) {
 			must(t, c.Host("ctl").Kill("controller"))
 			moved := moveTo(t, c, MoveOptions{To: "hokuriku-hv1", StopEvent: stopEvent, Blackout: blackout})
 			reports := finish(t, c, moved)
-			if stopEvent {
-				wantNoLoss(t, reports)
-			}
 			for _, r := range reports {
 				may := uint64((blackout + 100*time.Millisecond).Seconds() * testRate)
+				if stopEvent && strings.HasSuffix(r.Name, "-to-vm") {
+					may = 0
+				}
 				if r.Unit == "packets" && r.Lost > may || r.Duplicated > 0 {
-					t.Errorf("%s: lost %d, doubled %d", r.Name, r.Lost, r.Duplicated)
+					t.Errorf("%s: lost %d, at most %d may be; doubled %d; missing %v", r.Name, r.Lost, may, r.Duplicated, r.Missing)
 				}
 			}
 			wantNoProblems(t, moved)

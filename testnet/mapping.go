@@ -3,6 +3,7 @@ package testnet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -59,6 +60,35 @@ func (c *Cloud) anchorMappings(ctx context.Context, anchor string) (map[string]m
 		out[r.EID] = r
 	}
 	return out, nil
+}
+
+// WaitFeeds waits until every D-ETR that runs hears every Map-Server that runs.
+func (c *Cloud) WaitFeeds(ctx context.Context) error {
+	want := 0
+	for _, n := range nodesOf("mapserver", inCloud) {
+		if c.hosts[n.name].Running(n.role) {
+			want++
+		}
+	}
+	for _, anchor := range c.anchors() {
+		for {
+			var peers []struct{ Role, State string }
+			err := c.hosts[anchor].Admin(ctx, http.MethodGet, "/v1/show/bgp", nil, &peers)
+			up := 0
+			for _, p := range peers {
+				if p.Role == "feed" && p.State == "established" {
+					up++
+				}
+			}
+			if err == nil && up >= want {
+				break
+			}
+			if e := sleep(ctx, 20*time.Millisecond); e != nil {
+				return fmt.Errorf("testnet: %s hears %d of %d Map-Servers: %w", anchor, up, want, errors.Join(err, e))
+			}
+		}
+	}
+	return nil
 }
 
 // anchors are the D-ETRs that run.
