@@ -21,7 +21,7 @@ type rawMapServer struct {
 	RawCommon  `yaml:",inline"`
 	Listen     []scalar[netip.Addr]  `yaml:"listen" doc:"own addresses, UDP port 4342" req:"1" ex:"192.0.2.53 2001:db8:53::1"`
 	Sites      []rawSite             `yaml:"sites" doc:"who may register what" req:"1"`
-	ProxyReply scalar[bool]          `yaml:"proxy_reply" doc:"answer Map-Requests in the ETRs' place when they allow it" def:"true"`
+	ProxyReply scalar[bool]          `yaml:"proxy_reply" doc:"answer Map-Requests in the ETRs' place even when they do not ask for it (tabi's do)" def:"false"`
 	Timeout    scalar[time.Duration] `yaml:"registration_timeout" doc:"lifetime of a registration that names none (RFC 9301 section 8.2)" def:"3m"`
 	BGP        rawMapServerBGP       `yaml:"bgp" doc:"host mappings are pushed to the D-ETRs by BGP"`
 }
@@ -32,6 +32,7 @@ type rawSite struct {
 	Prefixes     []scalar[lisp.EID]     `yaml:"prefixes" doc:"EID prefixes of the site" req:"1" ex:"198.51.100.0/24 2001:db8:e1d::/48"`
 	MoreSpecific scalar[bool]           `yaml:"accept_more_specifics" doc:"also accept hosts and smaller prefixes inside them" def:"true"`
 	AllowedRLOCs []scalar[netip.Prefix] `yaml:"allowed_rlocs" doc:"RLOCs that may be registered (default: any)" ex:"192.0.2.0/24"`
+	AnyNonce     scalar[bool]           `yaml:"any_nonce" doc:"take Map-Registers whatever their nonce, for peers that send random ones; gives up the protection against replays" def:"false"`
 }
 
 type rawMapServerBGP struct {
@@ -49,7 +50,7 @@ func (r *rawMapServer) build(p *problems) any {
 	if len(r.Sites) == 0 {
 		p.at(r.Role.tok, "sites is required: at least one")
 	}
-	c.Server = mapserver.Config{Name: c.Name, ProxyReply: r.ProxyReply.or(true), RegistrationTimeout: r.Timeout.or(3 * time.Minute)}
+	c.Server = mapserver.Config{Name: c.Name, ProxyReply: r.ProxyReply.V, RegistrationTimeout: r.Timeout.or(3 * time.Minute)}
 	for _, s := range r.Sites {
 		c.Server.Sites = append(c.Server.Sites, s.site(p))
 	}
@@ -64,7 +65,7 @@ func (r *rawMapServer) build(p *problems) any {
 func (r rawSite) site(p *problems) mapserver.Site {
 	require(p, r.Name, "sites: name", nil)
 	s := mapserver.Site{Name: r.Name.V, Prefixes: eids(p, r.Prefixes, "prefixes", r.Name.tok),
-		AcceptMoreSpecifics: r.MoreSpecific.or(true), RLOCs: values(r.AllowedRLOCs)}
+		AcceptMoreSpecifics: r.MoreSpecific.or(true), RLOCs: values(r.AllowedRLOCs), AnyNonce: r.AnyNonce.V}
 	if len(r.Keys) == 0 {
 		p.at(r.Name.tok, "site %s: keys is required: at least one", s.Name)
 	}

@@ -34,13 +34,13 @@ func locators(p *problems, in []rawLocator, key string) []lisp.Locator {
 type rawKey struct {
 	ID         scalar[uint8]  `yaml:"id" doc:"key identifier on the wire" def:"1"`
 	Algorithm  scalar[string] `yaml:"algorithm" doc:"hmac-sha-256-128 or hmac-sha-1-96" def:"hmac-sha-256-128"`
-	Format     scalar[string] `yaml:"format" doc:"rfc, or deployed for peers that want the whole digest (most open-source ones)" def:"rfc"`
+	Format     scalar[string] `yaml:"format" doc:"deployed: the digest covers the xTR-ID too and is sent whole, as open-source peers do; rfc: as RFC 9301 has it" def:"deployed"`
 	Secret     scalar[string] `yaml:"secret" doc:"the shared secret" req:"1" ex:"change-me"`
 	Controller scalar[bool]   `yaml:"controller" doc:"Map-Server only: the key of a cloud controller, which registers for other xTRs" def:"false"`
 }
 
 func (r rawKey) key(p *problems, parent *token.Token) lisp.Key {
-	k := lisp.Key{ID: r.ID.or(1), Algorithm: lisp.AlgHMACSHA256_128, Secret: r.Secret.V}
+	k := lisp.Key{ID: r.ID.or(1), Algorithm: lisp.AlgHMACSHA256_128, Format: lisp.FormatDeployed, Secret: r.Secret.V}
 	if r.Secret.V == "" {
 		at := r.Secret.tok
 		if at == nil {
@@ -55,10 +55,10 @@ func (r rawKey) key(p *problems, parent *token.Token) lisp.Key {
 	default:
 		p.at(r.Algorithm.tok, "algorithm %q: want hmac-sha-256-128 or hmac-sha-1-96", r.Algorithm.V)
 	}
-	switch r.Format.or("rfc") {
-	case "rfc":
+	switch r.Format.or("deployed") {
 	case "deployed":
-		k.Format = lisp.FormatDeployed
+	case "rfc":
+		k.Format = lisp.FormatRFC
 	default:
 		p.at(r.Format.tok, "format %q: want rfc or deployed", r.Format.V)
 	}
