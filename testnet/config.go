@@ -270,7 +270,7 @@ sites:
 bgp:
   as: {{.CloudAS}}
   peers:{{range .DETRs}}
-    - {address: "{{.}}"}{{end}}{{end}}
+    - {address: "{{.}}", passive: true}{{end}}{{end}}
 {{end}}
 
 {{- define "detr"}}{{template "common" .}}
@@ -307,6 +307,6 @@ map_servers:{{$s := .ControlSecret}}{{range .MapServers4}}
 as: {{.InetAS}}
 router_id: 192.0.2.1
 peers:{{$as := .CloudAS}}{{range .UpstreamPeers}}
-  - {address: "{{.}}", as: {{$as}}}{{end}}
+  - {address: "{{.}}", as: {{$as}}, passive: true}{{end}}
 {{end}}
 `))
