@@ -261,7 +261,9 @@ func (x *XTR) deleteVM(name string, now time.Time) error {
 func (x *XTR) records() []Handover {
 	out := make([]Handover, 0, len(x.order))
 	for _, h := range x.order {
-		out = append(out, h.snapshot())
+		rec := h.snapshot()
+		rec.Redirected = x.redirected(h)
+		out = append(out, rec)
 	}
 	return out
 }
@@ -271,7 +273,9 @@ func (x *XTR) record(id string) (Handover, error) {
 	if h == nil {
 		return Handover{}, fmt.Errorf("%w: handover %q", ErrNotFound, id)
 	}
-	return h.snapshot(), nil
+	rec := h.snapshot()
+	rec.Redirected = x.redirected(h)
+	return rec, nil
 }
 
 // prepare begins a handover, or renews one that waits.
@@ -324,6 +328,10 @@ func (x *XTR) prepared(h *handover, now time.Time) []op {
 		h.to(Incoming, "prepared")
 		if h.Hold == 0 {
 			h.Hold = x.newHold(h)
+		}
+		for _, e := range h.EIDs {
+			// If the source takes the VM back and nobody tells us, the mapping system does.
+			x.res.want(e, netip.Addr{}, whyPrepared, false, now)
 		}
 		return []op{opRoutes}
 	case h.State == Paused:

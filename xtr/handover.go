@@ -45,6 +45,8 @@ type handover struct {
 	seenIf    int       // interface at which the VM was seen; 0: none
 	baseAt    time.Time // armed: when to look again at what the interface has dropped
 	base      uint64    // armed: packets that the interface had dropped
+	counting  bool      // redirecting: counted is set
+	counted   uint64    // redirecting: packets that the routes had taken when nothing was held any more
 }
 
 // timing is how long a handover waits.
@@ -133,7 +135,7 @@ func (h *handover) seen(ev evidence, now time.Time, port bool) []op {
 		}
 		return h.run(ev, now, port)
 	case GivingBack:
-		if !ev.at.After(h.Times.Aborted.Add(guard)) {
+		if !ev.at.After(h.Times.Aborted) { // the VM never ran here: there is no frame that is late
 			return nil
 		}
 		h.Times.Aborted = time.Time{}
@@ -312,7 +314,15 @@ func (h *handover) elsewhere(m lisp.Mapping, to []lisp.Locator, now time.Time) [
 		if !m.Version.Newer(h.Version) {
 			return nil
 		}
-		h.Version, h.To = m.Version, to
+		// The source claims once more when it takes the VM back, with the version after the one that we would
+		// have claimed with. Anything less is an old claim of its own that we did not know of.
+		known := h.Version
+		h.Version = m.Version
+		if (m.XTRID == h.PeerXTRID && !m.XTRID.IsZero() || to[0].RLOC == h.PeerRLOC) &&
+			(known == 0 || !m.Version.Newer(known.Next())) {
+			return nil
+		}
+		h.To = to
 		if h.State == GivingBack {
 			return []op{opRoutes}
 		}
@@ -553,7 +563,7 @@ func (h *handover) takesOver(old *handover, now time.Time) {
 	case old.Hold == 0:
 	case old.Flushing:
 		h.Hold, h.Flushing, h.under = old.Hold, true, old
-	case old.State == Incoming && h.Role == Target, old.State == Paused:
+	case old.State == Paused:
 		h.Hold, h.replaying = old.Hold, old.replaying
 	}
 	if old.State == Paused && h.Role == Source {
@@ -591,7 +601,8 @@ func (h *handover) route(e lisp.EID) (r fib.Route, ok bool) {
 			r.Do, r.Hold, r.Watch = fib.Hold, h.Hold, true
 		}
 	case Redirecting:
-		r.Do, r.Locators, r.Transit, r.Moved = fib.Encap, h.To, true, true
+		// Watch: if the VM goes on here after all, and nobody says so, its packets do.
+		r.Do, r.Locators, r.Transit, r.Moved, r.Watch = fib.Encap, h.To, true, true, true
 	case TakingBack:
 		r.Do, r.Hold = fib.Deliver, h.Hold
 	case Incoming:

@@ -12,13 +12,18 @@ import (
 // prepare tells both agents of a move, as the controller does: the target first.
 func (l *lab) prepare(id string, vm *labVM, from, to *labHost, v lisp.Version) {
 	l.t.Helper()
-	spec := HandoverSpec{VM: vm.name, MACs: []string{vm.mac}, EIDs: vm.eids, Version: v}
-	s := spec
-	s.Role, s.PeerRLOC, s.PeerXTRID, s.Interface = Target, from.rloc, from.id(), "tap-"+vm.name
-	to.must("PUT", "/v1/handovers/"+id, s)
-	s = spec
-	s.Role, s.PeerRLOC, s.PeerXTRID, s.Interface = Source, to.rloc, to.id(), "tap-"+vm.name
-	from.must("PUT", "/v1/handovers/"+id, s)
+	l.prepareTarget(id, vm, from, to, v)
+	rec := from.must("PUT", "/v1/handovers/"+id, HandoverSpec{Role: Source, VM: vm.name, MACs: []string{vm.mac}, EIDs: vm.eids,
+		Version: v, PeerRLOC: to.rloc, PeerXTRID: to.id(), Interface: "tap-" + vm.name})
+	if rec.Version.Newer(v) { // the source knows better
+		l.prepareTarget(id, vm, from, to, rec.Version)
+	}
+}
+
+func (l *lab) prepareTarget(id string, vm *labVM, from, to *labHost, v lisp.Version) {
+	l.t.Helper()
+	to.must("PUT", "/v1/handovers/"+id, HandoverSpec{Role: Target, VM: vm.name, MACs: []string{vm.mac}, EIDs: vm.eids,
+		Version: v, PeerRLOC: from.rloc, PeerXTRID: from.id(), Interface: "tap-" + vm.name})
 }
 
 // migrate does what a hypervisor does: the interface at the target, the stop, the event a moment later, the

@@ -73,6 +73,10 @@ func (x *XTR) begin(rec Handover, macs []string, iface string, now time.Time) *h
 		if h.Interface == "" && h.Role == old.Role {
 			h.Interface = old.Interface
 		}
+		if old.State == Incoming && h.Role == Target {
+			// The VM did not come then: what was held goes back, and what was replayed it has read itself.
+			x.exec(old, old.giveBack(now, "it is to come by "+h.ID), now)
+		}
 		h.takesOver(old, now)
 		if h.Hold != 0 && x.holds[h.Hold] == old {
 			x.holds[h.Hold] = h
@@ -87,6 +91,7 @@ func (x *XTR) begin(rec Handover, macs []string, iface string, now time.Time) *h
 
 // closed takes a handover that has ended out of what is active.
 func (x *XTR) closed(h *handover, now time.Time) {
+	h.Redirected, h.counting = x.redirected(h), false
 	x.open = slices.DeleteFunc(x.open, func(o *handover) bool { return o == h })
 	for _, e := range h.EIDs {
 		if x.active[e] == h {
@@ -124,6 +129,14 @@ func (x *XTR) exec(h *handover, ops []op, now time.Time) {
 	}
 	if len(ops) == 0 {
 		return
+	}
+	if h.State == Redirecting && !h.Flushing && !h.counting {
+		h.counted, h.counting = x.packets(h.EIDs...)
+	}
+	if h.State == Paused || h.State == Redirecting {
+		for _, e := range h.EIDs {
+			x.reg.stopped(e)
+		}
 	}
 	for _, o := range ops {
 		switch o {

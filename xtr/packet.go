@@ -77,9 +77,10 @@ func (x *XTR) notified(m *lisp.MapNotify, from netip.AddrPort, key lisp.Key, ser
 		return
 	}
 	for _, rec := range records {
+		wanted := x.res.published(server, m.Nonce, rec, now)
 		if x.concerns(rec.EID) {
 			x.told(rec, now)
-		} else if !x.res.published(server, m.Nonce, rec, now) {
+		} else if !wanted {
 			x.count("publication-unwanted")
 		}
 	}

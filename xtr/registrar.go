@@ -52,6 +52,10 @@ const (
 	maxClaims   = 5
 	claimWindow = 180 * time.Second
 	maxFreeze   = time.Hour
+	// A claim that is refused because its version was too old is made again with a newer one, as long as
+	// its evidence is bumpTime old at most, maxBumps times.
+	bumpTime = time.Second
+	maxBumps = 3
 	// evidenceGuard is how much newer than a loss a frame has to be to count: it may have waited in a
 	// queue while the VM was already gone.
 	evidenceGuard = 200 * time.Millisecond
@@ -75,6 +79,8 @@ type registration struct {
 	eid     lisp.EID
 	version lisp.Version // 0: to be numbered by a Map-Server
 	claim   bool         // no Map-Server has confirmed it yet
+	seen    time.Time    // the evidence for an unconfirmed claim; zero: the VM has stopped since
+	bumps   int          // how often an unconfirmed claim was too old
 	claimed time.Time    // when we claimed; zero: adopted from before a restart
 	delete  bool         // deregister
 	until   time.Time    // when a deregistration is given up
@@ -190,14 +196,41 @@ func (r *registrar) claim(e lisp.EID, known lisp.Version, announced bool, now ti
 	if announced {
 		h.claims, h.frozen, h.freezes = nil, time.Time{}, 0
 	} else if !h.learned.IsZero() {
-		h.claims = slices.DeleteFunc(h.claims, func(t time.Time) bool { return now.Sub(t) > claimWindow })
-		h.claims = append(h.claims, now)
-		if len(h.claims) > maxClaims {
-			r.freeze(h, now)
-		}
+		r.countClaim(h, now)
 	}
-	r.regs[e] = &registration{eid: e, version: v, claim: true, claimed: now, peers: r.fresh(now)}
+	r.regs[e] = &registration{eid: e, version: v, claim: true, seen: now, claimed: now, peers: r.fresh(now)}
 	return v
+}
+
+// countClaim counts an unannounced claim for an EID that was another's.
+func (r *registrar) countClaim(h *history, now time.Time) {
+	h.claims = slices.DeleteFunc(h.claims, func(t time.Time) bool { return now.Sub(t) > claimWindow })
+	h.claims = append(h.claims, now)
+	if len(h.claims) > maxClaims {
+		r.freeze(h, now)
+	}
+}
+
+// stopped: the VM of e executes nothing here any more. What is registered stays, but no claim is said again with
+// a newer version.
+func (r *registrar) stopped(e lisp.EID) {
+	if reg := r.regs[e]; reg != nil {
+		reg.seen = time.Time{}
+	}
+}
+
+// bump makes an unconfirmed claim newer than m, which a Map-Server prefers: we did not know of m when the VM
+// was seen here. It reports false if our evidence is not that fresh.
+func (r *registrar) bump(reg *registration, m lisp.Mapping, now time.Time) bool {
+	if !reg.claim || reg.seen.IsZero() || now.Sub(reg.seen) > bumpTime || reg.bumps >= maxBumps {
+		return false
+	}
+	reg.bumps++
+	h := r.past(m.EID, now)
+	h.elsewhere, h.learned = m, reg.claimed
+	r.countClaim(h, now)
+	r.newer(reg, m.Version.Next(), now)
+	return true
 }
 
 // freeze forbids unannounced claims for a time that doubles.
@@ -302,6 +335,9 @@ func (r *registrar) answered(nonce uint64, m lisp.Mapping, now time.Time) regOut
 			r.freeze(r.past(m.EID, now), now)
 			r.lose(m, now)
 			return regOutcome{regFrozen, m}
+		}
+		if sent == reg.version && r.bump(reg, m, now) {
+			return regOutcome{}
 		}
 		return r.notified(m, now)
 	}

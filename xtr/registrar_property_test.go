@@ -141,6 +141,7 @@ func (h *worldHost) frame(strong bool, known lisp.Version) {
 
 // gone: the VM has stopped here.
 func (h *worldHost) gone() {
+	h.reg.stopped(testEID)
 	if reg := h.reg.regs[testEID]; reg != nil && reg.version == 0 {
 		h.reg.release(testEID)
 	}
@@ -305,7 +306,9 @@ func (w *world) move(prepared bool) {
 	w.note("the VM moves from %d to %d, prepared %v", from, to, prepared)
 	w.runs = -1
 	if from >= 0 {
-		w.hosts[from].gone()
+		if prepared || w.rng.IntN(2) == 0 { // or nobody tells
+			w.hosts[from].gone()
+		}
 	}
 	w.after(time.Duration(w.rng.Int64N(int64(500*time.Millisecond))), func() {
 		w.runs = to

@@ -174,7 +174,7 @@ const (
 	whySMR       = "smr"
 	whyWithdrawn = "withdrawn"
 	whyOwn       = "own"
-	whyRestart   = "restart"
+	whyPrepared  = "prepared"
 )
 
 // next is when tick has something to do; zero: never.

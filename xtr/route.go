@@ -35,16 +35,9 @@ func (x *XTR) program(now time.Time, eids ...lisp.EID) {
 			}
 		}
 	}
-	if len(set) > 0 {
-		if err := x.dp.Set(x.ctx, set...); err != nil {
-			x.failed(now, "set routes", err)
-			for _, r := range set {
-				x.dirty[r.EID] = true
-			}
-		} else {
-			for _, r := range set {
-				x.routes[r.EID] = r
-			}
+	if len(set) > 0 && !x.set(now, set...) && len(set) > 1 {
+		for _, r := range set { // one that is not taken must not keep the others out
+			x.set(now, r)
 		}
 	}
 	if len(del) > 0 {
@@ -62,6 +55,23 @@ func (x *XTR) program(now time.Time, eids ...lisp.EID) {
 	if len(x.dirty) == 0 {
 		x.retries = 0
 	}
+}
+
+func (x *XTR) set(now time.Time, rs ...fib.Route) bool {
+	err := x.dp.Set(x.ctx, rs...)
+	if err != nil {
+		x.failed(now, "set routes", err)
+	}
+	for _, r := range rs {
+		if err != nil {
+			x.dirty[r.EID] = true
+			x.routes[r.EID] = fib.Route{EID: r.EID} // nobody knows what it has
+		} else {
+			delete(x.dirty, r.EID)
+			x.routes[r.EID] = r
+		}
+	}
+	return err == nil
 }
 
 func (x *XTR) failed(now time.Time, what string, err error) {
@@ -108,6 +118,11 @@ func (x *XTR) complete(r fib.Route, h *handover, le *localEID) (fib.Route, route
 	switch r.Do {
 	case fib.Encap:
 		r.MTU = uint16(x.cfg.MTU)
+		if p := x.portOf(h); p != nil && r.Watch {
+			r.If = p.index
+		} else {
+			r.Watch = false // from any interface it would let others use the VM's address
+		}
 	case fib.Hold:
 		if p := x.portOf(h); p != nil {
 			r.If = p.index
@@ -199,13 +214,35 @@ func sameRoute(a, b fib.Route) bool {
 		bytes.Equal(a.MAC, b.MAC) && a.Copy == b.Copy && a.Watch == b.Watch && a.Hold == b.Hold
 }
 
+// packets is how many packets have taken the routes for exactly these EIDs, if the data plane knows.
+func (x *XTR) packets(eids ...lisp.EID) (sum uint64, ok bool) {
+	u, ok := x.dp.(usage)
+	for _, e := range eids {
+		if !ok {
+			return 0, false
+		}
+		var n uint64
+		n, ok = u.Packets(e)
+		sum += n
+	}
+	return sum, ok
+}
+
+// redirected is how many packets a source has sent on, those that are not done with being held excepted.
+func (x *XTR) redirected(h *handover) uint64 {
+	if !h.counting {
+		return h.Redirected
+	}
+	n, ok := x.packets(h.EIDs...)
+	if !ok || n < h.counted {
+		return h.Redirected
+	}
+	return h.Redirected + n - h.counted
+}
+
 // usedSince reports whether packets took the route for e since the last call.
 func (x *XTR) usedSince(e lisp.EID) bool {
-	u, ok := x.dp.(usage)
-	if !ok {
-		return false
-	}
-	n, ok := u.Packets(e)
+	n, ok := x.packets(e)
 	if !ok {
 		return false
 	}

@@ -168,7 +168,7 @@ func (x *XTR) showMoves(time.Time) []ShowMove {
 		row := ShowMove{ID: h.ID, VM: h.VM, Role: h.Role, State: h.State, EIDs: strings.Join(eids, " "),
 			Version: h.Version, Prepared: h.Times.Prepared, Paused: h.Times.Paused, Redirecting: h.Times.Redirecting,
 			Run: h.Times.Run, Claimed: h.Times.Claimed, Flushed: h.Times.Flushed, Settled: h.Times.Settled,
-			Aborted: h.Times.Aborted, Held: h.Held, Redirected: h.Redirected, Replayed: h.Replayed, Why: h.Why}
+			Aborted: h.Times.Aborted, Held: h.Held, Redirected: x.redirected(h), Replayed: h.Replayed, Why: h.Why}
 		if h.PeerRLOC.IsValid() {
 			row.Peer = h.PeerRLOC.String()
 		}
