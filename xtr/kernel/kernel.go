@@ -126,6 +126,7 @@ type DataPlane struct {
 	ports portTable
 
 	events chan fib.Event
+	quit   chan struct{} // closed by stop
 	stop   func()
 	done   sync.WaitGroup
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -155,11 +156,43 @@ func (t *portTable) rebase(n uint16) error {
 	return nil
 }
 
+// How often a port's count is compared with its interface's after a VM was prepared to leave.
+const (
+	comparisons  = 100
+	compareEvery = 2 * time.Millisecond
+)
+
 // aboutToCopy is called before a route begins to copy what goes to a port.
 func (t *portTable) aboutToCopy(n uint16) {
-	if s := t.ports[n]; s != nil && s.copies == 0 {
-		if err := t.rebase(n); err != nil {
-			t.d.log.Warn("packets given to a port not compared with its interface", "port", n, "error", err)
+	s := t.ports[n]
+	if s == nil || s.copies > 0 {
+		return
+	}
+	if err := t.rebase(n); err != nil {
+		t.d.log.Warn("packets given to a port not compared with its interface", "port", n, "error", err)
+		return
+	}
+	t.d.done.Go(func() { t.d.compare(n, s) })
+}
+
+// compare looks many times: what an interface was given before it was ours shows only at a moment at
+// which no more packets wait for the VM to read them.
+func (d *DataPlane) compare(n uint16, s *portState) {
+	for range comparisons {
+		select {
+		case <-d.quit:
+			return
+		case <-time.After(compareEvery):
+		}
+		d.mu.Lock()
+		gone := d.ports.ports[n] != s
+		var err error
+		if !gone {
+			err = d.ports.rebase(n)
+		}
+		d.mu.Unlock()
+		if gone || err != nil {
+			return
 		}
 	}
 }

@@ -32,6 +32,7 @@ func (d *DataPlane) watch() error {
 	}
 	defer ns.Close()
 	quit := make(chan struct{})
+	d.quit = quit
 	routes, addrs, links := make(chan netlink.RouteUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan netlink.LinkUpdate, 64)
 	failed := func(err error) {
 		select {
