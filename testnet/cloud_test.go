@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -340,4 +341,90 @@ func TestPartitionedMapServer(t *testing.T) {
 	}
 	wantNoLoss(t, finish(t, c, moved, again))
 	wantNoProblems(t, moved, again)
+}
+
+// The old hypervisor's agent slept through the move. It wakes up, refreshes what it had stored, and changes nothing.
+func TestLateRefresh(t *testing.T) {
+	c := startCloud(t, Options{})
+	o := Planned("hokuriku-hv1", blackout)
+	o.AfterPause = func(context.Context) error { return c.Host("nezu-hv1").Kill("xtr") }
+	moved := moveTo(t, c, o)
+	version := anchorVersions(t, c)
+	must(t, c.Host("nezu-hv1").Start(within(t, 30*time.Second), "xtr"))
+	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		for _, anchor := range c.anchors() {
+			if _, wrong, err := c.anchorAt(t.Context(), anchor, []string{hostWeb}); err != nil || wrong != "" {
+				t.Fatalf("%s: %s %v", anchor, wrong, err)
+			}
+		}
+	}
+	if now := anchorVersions(t, c); now != version {
+		t.Errorf("versions were %s and are %s: somebody claimed", version, now)
+	}
+	for _, r := range finish(t, c, moved) {
+		if r.Duplicated > 0 {
+			t.Errorf("%s: doubled %d", r.Name, r.Duplicated)
+		}
+	}
+}
+
+// anchorVersions are the versions that the D-ETRs have of the VM's EIDs.
+func anchorVersions(t *testing.T, c *Cloud) string {
+	t.Helper()
+	var out []string
+	for _, anchor := range c.anchors() {
+		rows, err := c.anchorMappings(t.Context(), anchor)
+		must(t, err)
+		for _, eid := range endpoints[hostWeb].eids() {
+			out = append(out, fmt.Sprintf("%s %s %d", anchor, eid, rows[eid].Version))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// Somebody runs the same VM twice, on two hypervisors, and nobody announced it. Both claim its EIDs; where they are
+// believed to be must come to rest, the same everywhere.
+func TestSameVMTwice(t *testing.T) {
+	c := startCloud(t, Options{})
+	h, err := c.addHost("twin", "the same VM again")
+	must(t, err)
+	twin, err := NewVM(h.ns, VMConfig{Name: hostWeb, MAC: c.vms[hostWeb].MAC, Addrs: c.vms[hostWeb].Addrs, Gateway4: vmGateway4, Gateway6: vmGateway6})
+	must(t, err)
+	t.Cleanup(func() { must(t, twin.Close()) })
+	nara := c.Host("nara-hv1").ns
+	must(t, twin.Open(nara))
+	_, err = twin.Resume(nara, true)
+	must(t, err)
+	chatter := new(Flows) // the twin talks, too
+	chatter.AddUDP(UDPFlow{Name: "twin", A: h.ns, B: c.Host(hostClient4).ns, AddrA: endpoints[hostWeb].v4, AddrB: endpoints[hostClient4].v4, Port: 7100, Rate: 50})
+	must(t, chatter.Start(t.Context()))
+	t.Cleanup(func() { must(t, chatter.Close()) })
+
+	rested, last := time.Now(), ""
+	changes := 0
+	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		if now := anchorVersions(t, c); now != last {
+			changes++
+			rested, last = time.Now(), now
+		}
+		if time.Since(rested) > 5*time.Second {
+			break
+		}
+		if time.Since(begin) > 60*time.Second {
+			t.Fatalf("after a minute the EIDs still wander: %s", last)
+		}
+	}
+	t.Logf("%d changes until rest: %s", changes, last)
+	a, err := c.anchorMappings(t.Context(), "detr1")
+	must(t, err)
+	b, err := c.anchorMappings(t.Context(), "detr2")
+	must(t, err)
+	for _, eid := range endpoints[hostWeb].eids() {
+		if a[eid].Version != b[eid].Version || !maps.Equal(a[eid].rlocs, b[eid].rlocs) {
+			t.Errorf("%s: the D-ETRs disagree: %+v, %+v", eid, a[eid], b[eid])
+		}
+	}
+	if changes > 12 { // five claims to and fro, each of two EIDs, and the beginning
+		t.Errorf("%d changes", changes)
+	}
 }

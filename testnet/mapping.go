@@ -14,6 +14,7 @@ import (
 // mappingRow is what we read of a row of a D-ETR's "mappings" table.
 type mappingRow struct {
 	EID         string
+	Version     uint16
 	InstalledAt time.Time
 	rlocs       map[netip.Addr]bool // addresses that the row names beside its EID
 }
@@ -30,6 +31,8 @@ func (m *mappingRow) UnmarshalJSON(b []byte) error {
 		switch key {
 		case "eid":
 			err = json.Unmarshal(raw, &m.EID)
+		case "version":
+			err = json.Unmarshal(raw, &m.Version)
 		case "installed_at":
 			err = json.Unmarshal(raw, &m.InstalledAt)
 		default:
