@@ -196,10 +196,13 @@ func (x *XTR) mayLearn(e lisp.EID, p *port) (reason string) {
 // appear: there is evidence that a VM with these EIDs runs at p. mac is empty if no frame was seen.
 func (x *XTR) appear(eids []lisp.EID, name string, p *port, mac string, ev evidence, now time.Time) {
 	var done []*handover
+	var news []arrival
 	for _, e := range eids {
 		h := x.active[e]
 		if h == nil {
-			x.appearEID(e, name, p, mac, ev, now)
+			if a, ok := x.appearEID(e, name, p, mac, ev, now); ok {
+				news = append(news, a)
+			}
 			continue
 		}
 		if le := x.loc.eids[e]; le != nil {
@@ -216,6 +219,25 @@ func (x *XTR) appear(eids []lisp.EID, name string, p *port, mac string, ev evide
 		h.seenIf = p.index
 		x.exec(h, h.seen(ev, now, true), now)
 	}
+	if len(news) == 0 {
+		return
+	}
+	x.register(now) // one message for all, before anything else
+	for _, a := range news {
+		x.program(now, a.le.EID)
+		x.syncLocal(a.le.EID)
+		if a.from.IsValid() {
+			x.arrived(a.le, a.from, a.version, now)
+		}
+	}
+	x.saver.mark(now)
+}
+
+// arrival is an EID that was claimed because its VM was seen here.
+type arrival struct {
+	le      *localEID
+	from    netip.Addr // where it was before; not valid: nobody knows
+	version lisp.Version
 }
 
 // rebind notes that the VM of a local EID was seen at p.
@@ -232,8 +254,9 @@ func (x *XTR) rebind(le *localEID, p *port, mac string, at time.Time) (changed b
 	return changed
 }
 
-// appearEID: there is evidence that an EID lives at p, and no handover speaks of it.
-func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidence, now time.Time) {
+// appearEID: there is evidence that an EID lives at p, and no handover speaks of it. It reports whether it was
+// claimed.
+func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidence, now time.Time) (arrival, bool) {
 	le := x.loc.eids[e]
 	if le != nil {
 		if x.rebind(le, p, mac, ev.at) {
@@ -242,15 +265,14 @@ func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidenc
 			x.saver.mark(now)
 		}
 		if x.reg.holds(e) {
-			return
+			return arrival{}, false
 		}
 	}
 	if !x.reg.mayClaim(e, ev.at, ev.strong, now) {
 		x.count("claims-refused")
 		x.warn(now, "an EID is claimed by another xTR, too: does its VM run twice?", "eid", e.String(), "interface", p.name)
-		return
+		return arrival{}, false
 	}
-	before, _ := x.res.cache.Get(e)
 	if le == nil {
 		v := x.loc.vms[name]
 		le = &localEID{EID: e, VM: name, MAC: mac, Since: ev.at, Seen: ev.at, Learned: v == nil}
@@ -260,15 +282,13 @@ func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidenc
 		le.bind(p)
 		x.loc.eids[e] = le
 	}
-	v := x.claim(e, 0, ev.strong, now)
-	le.first = v == 0
-	x.register(now)
-	x.program(now, e)
-	x.syncLocal(e)
-	x.saver.mark(now)
-	if before != nil && !before.Mapping.Negative() && !x.reg.ours(before.Mapping) {
-		x.arrived(le, before.Mapping.Locators[0].RLOC, v, now)
+	a := arrival{le: le}
+	if c, ok := x.res.cache.Get(e); ok && !c.Mapping.Negative() && !x.reg.ours(c.Mapping) {
+		a.from = c.Mapping.Locators[0].RLOC
 	}
+	a.version = x.claim(e, 0, ev.strong, now)
+	le.first = a.version == 0
+	return a, true
 }
 
 // claim claims e with a version above all that is known of it.

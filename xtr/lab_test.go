@@ -42,6 +42,7 @@ type lab struct {
 	mu      sync.Mutex
 	links   map[[2]netip.Addr]chan flight
 	circles atomic.Int32 // packets that went round in circles
+	circle  bool         // that may happen
 }
 
 var (
@@ -81,7 +82,7 @@ func inLab(t *testing.T, f func(l *lab)) {
 		}()
 		synctest.Wait()
 		f(l)
-		if n := l.circles.Load(); n > 0 {
+		if n := l.circles.Load(); n > 0 && !l.circle {
 			t.Errorf("%d packets went round in circles", n)
 			for _, h := range l.hosts {
 				for _, r := range table[ShowMove](h, "moves") {
@@ -110,7 +111,7 @@ func (l *lab) addServer(a netip.Addr) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	s, err := mapserver.New(mapserver.Config{Name: a.String(), ProxyReply: true, Sites: []mapserver.Site{{
+	s, err := mapserver.New(mapserver.Config{Name: a.String(), ProxyReply: true, FlapMoves: 100, Sites: []mapserver.Site{{
 		Name: "site", Keys: []lisp.Key{labKey}, ControllerKeys: []lisp.Key{labController},
 		Prefixes: labPrefixes, AcceptMoreSpecifics: true,
 	}}, Subscribers: []mapserver.Subscriber{{Key: labKey}}}, control.New(discard(), conn), memoryStore{}, map[string]lisp.Sink{"anchor": l.anchor},

@@ -187,8 +187,8 @@ func TestAbortedMove(t *testing.T) {
 		if dst := b.record("m1"); dst.State != Aborted {
 			t.Errorf("the target is %s", dst.State)
 		}
-		if r, ok := b.plane.route(vm.eids[0]); ok {
-			t.Errorf("the target's route is left: %+v", r)
+		if r, ok := b.plane.route(vm.eids[0]); !ok || r.Do != fib.Encap || r.Transit || r.Locators[0].RLOC != a.rloc {
+			t.Errorf("the target's route is %+v", r)
 		}
 		l.expectAgreement(vm.eids[0], a)
 		// And the next attempt works.
@@ -559,7 +559,8 @@ func TestTimeouts(t *testing.T) {
 		if r, _ := a.plane.route(vm.eids[0]); r.Do != fib.Deliver || r.Copy {
 			t.Errorf("the source's route is %+v", r)
 		}
-		if r, ok := b.plane.route(vm.eids[0]); ok {
+		// What it learned for the handover stays in the map-cache.
+		if r, ok := b.plane.route(vm.eids[0]); !ok || r.Do != fib.Encap || r.Transit || r.Locators[0].RLOC != a.rloc {
 			t.Errorf("the target's route is %+v", r)
 		}
 		l.expectAgreement(vm.eids[0], a)
