@@ -46,7 +46,25 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "left behind:", left)
 		code = 1
 	}
+	if open := openDoors(); len(open) > 0 && code == 0 {
+		fmt.Fprintln(os.Stderr, "left open:", open)
+		code = 1
+	}
 	os.Exit(code)
+}
+
+// openDoors lists open descriptors of namespaces, taps and sockets.
+func openDoors() (open []string) {
+	fds, _ := filepath.Glob("/proc/self/fd/*")
+	for _, fd := range fds {
+		target, _ := os.Readlink(fd)
+		for _, kind := range []string{"net:[", "/dev/net/tun", "socket:", "/run/netns"} {
+			if strings.HasPrefix(target, kind) {
+				open = append(open, target)
+			}
+		}
+	}
+	return open
 }
 
 // leftBehind lists namespaces and run directories whose name has the prefix.

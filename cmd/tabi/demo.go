@@ -380,13 +380,20 @@ func listRuns(out io.Writer, runs []*testnet.Run) error {
 }
 
 func newDemoDownCommand() *cobra.Command {
-	return &cobra.Command{
+	var id string
+	c := &cobra.Command{
 		Use:   "down",
-		Short: "Take down every demo on this machine, and what crashed ones left",
+		Short: "Take down the demos on this machine that are kept up, and what crashed ones left",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			runs, err := testnet.Runs()
 			if err == nil {
+				runs = slices.DeleteFunc(runs, func(r *testnet.Run) bool {
+					if id != "" {
+						return r.ID != id
+					}
+					return r.Alive() && !r.Kept // somebody is watching it
+				})
 				err = takeDown(cmd.Context(), cmd.OutOrStdout(), runs)
 			}
 			if err != nil {
@@ -395,6 +402,8 @@ func newDemoDownCommand() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().StringVar(&id, "run", "", "only the demo with this id, kept or not")
+	return c
 }
 
 // takeDown asks the processes that own runs to end, and removes the runs of dead ones.
