@@ -35,27 +35,15 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 	if err := forwarding(); err != nil {
 		return err
 	}
-	var err error
-	if c.Kernel.Self, err = withSources(c.Kernel.Self, c.Underlay); err != nil {
-		return err
-	}
-	dp, err := openDataPlane(c.Kernel, c.Underlay, d)
-	if err != nil {
-		return err
-	}
-	defer dp.Close()
-	if err := attach(c.Upstream, dp.AttachUpstream); err != nil {
-		return err
-	}
 	c.SlowPath.Known = func(e lisp.EID) bool {
 		return slices.ContainsFunc(c.Anchor.Aggregates, func(a lisp.EID) bool { return a.Contains(e) })
 	}
-	sp, err := slowpath.New(c.SlowPath, dp.Queues(), dp, d.log)
+	p, err := openPlane(ctx, c.Kernel, c.SlowPath, c.Underlay, d)
 	if err != nil {
 		return err
 	}
-	ep, err := d.endpoint(ctx, c.Kernel.Self...)
-	if err != nil {
+	defer p.kernel.Close()
+	if err := attach(c.Upstream, p.kernel.AttachUpstream); err != nil {
 		return err
 	}
 	var upstream detr.Upstream
@@ -73,7 +61,7 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 		upstream = announcer
 		d.part("upstream", announcer.Run)
 	}
-	x, err := detr.New(c.Anchor, ep, dp, sp, upstream, d.log)
+	x, err := detr.New(c.Anchor, p.control, p.kernel, p.slow, upstream, d.log)
 	if err != nil {
 		return err
 	}
@@ -82,7 +70,6 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 		return err
 	}
 	x.DataPlaneUp(true)
-	d.part("slow path", sp.Run)
 	d.part("feed", feed.Run)
 	d.part("detr", x.Run)
 	d.part("events", func(ctx context.Context) error {
@@ -92,9 +79,9 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 			case <-ctx.Done():
 				return nil
 			case <-feed.Changed():
-			case m := <-sp.Misses():
+			case m := <-p.slow.Misses():
 				x.Miss(m.IID, m.Src, m.Dst)
-			case <-dp.Events(): // an anchor acts on none of them, but they must not pile up
+			case <-p.kernel.Events(): // an anchor acts on none of them, but they must not pile up
 			}
 		}
 	})
@@ -105,7 +92,7 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 		}
 		up, err := announcer.Status(ctx)
 		return append(s, up...), err
-	}}, []counted{{"kernel", dp.Drops}, {"slow path", sp.Counters}, {"feed", feed.Counters}, {"control", ep.Counters}}}, nil)
+	}}, append(p.counted(), counted{"feed", feed.Counters})}, nil)
 	return d.run(ctx)
 }
 

@@ -4,10 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"slices"
 
 	"github.com/spf13/cobra"
-	"github.com/vishvananda/netlink"
 
 	"github.com/tabi-lisp/tabi/cmd/internal/admin"
 	"github.com/tabi-lisp/tabi/cmd/internal/config"
@@ -33,87 +31,32 @@ func newXTRCommand() *cobra.Command {
 }
 
 func runXTR(ctx context.Context, c *config.XTR, d *daemon) error {
-	var err error
-	if c.Kernel.Self, err = withSources(c.Kernel.Self, c.Underlay); err != nil {
-		return err
-	}
-	dp, err := openDataPlane(c.Kernel, c.Underlay, d)
+	p, err := openPlane(ctx, c.Kernel, c.SlowPath, c.Underlay, d)
 	if err != nil {
 		return err
 	}
-	defer dp.Close()
-	sp, err := slowpath.New(c.SlowPath, dp.Queues(), dp, d.log)
-	if err != nil {
-		return err
-	}
-	ep, err := d.endpoint(ctx, c.Kernel.Self...)
-	if err != nil {
-		return err
-	}
+	defer p.kernel.Close()
 	// Each of the two asks the other; neither does before it runs.
 	var x *xtr.XTR
 	gw, err := gateway.New(c.Gateway, func(a netip.Addr) (int, bool) { return x.Local(a) }, d.log)
 	if err != nil {
 		return err
 	}
-	if x, err = xtr.New(c.Engine, ep, dp, engineSlowPath{sp}, gw, d.log); err != nil {
+	if x, err = xtr.New(c.Engine, p.control, p.kernel, engineSlowPath{p.slow}, gw, d.log); err != nil {
 		return err
 	}
-	d.part("slow path", sp.Run)
 	d.part("xtr", x.Run)
 	d.part("gateway", gw.Run)
 	d.part("events", func(ctx context.Context) error {
-		a := agent{x: x, dp: dp, gw: gw, sp: sp, port: kernel.Port{IID: c.Engine.IID, Stack: c.Stack}, log: d.log}
+		a := agent{x: x, dp: p.kernel, gw: gw, sp: p.slow, port: kernel.Port{IID: c.Engine.IID, Stack: c.Stack}, log: d.log}
 		a.run(ctx)
 		return nil
 	})
-	d.serve(withCounters{x, []counted{{"kernel", dp.Drops}, {"slow path", sp.Counters}, {"gateway", gw.Counters}, {"control", ep.Counters}}}, x.Handler())
+	d.serve(withCounters{x, append(p.counted(), counted{"gateway", gw.Counters})}, x.Handler())
 	if err := d.listen(ctx, c.API.Listen, admin.RequireToken(c.API.Token, x.Handler())); err != nil {
 		return err
 	}
 	return d.run(ctx)
-}
-
-// withSources adds the underlay's addresses of a family of which there is no own RLOC: whoever registers
-// RLOCs of one family still sends to peers that have only the other one, and hears from them.
-func withSources(self []netip.Addr, underlay []string) ([]netip.Addr, error) {
-	sources, err := globalAddresses(underlay)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range sources {
-		if !slices.ContainsFunc(self, func(s netip.Addr) bool { return s.Is4() == a.Is4() }) {
-			self = append(slices.Clone(self), a)
-		}
-	}
-	return self, nil
-}
-
-// openDataPlane opens the kernel's data plane, or picks up what a daemon before left running, and attaches
-// it to the underlay.
-func openDataPlane(c kernel.Config, underlay []string, d *daemon) (*kernel.DataPlane, error) {
-	dp, err := kernel.Open(c, d.log)
-	if err != nil {
-		return nil, err
-	}
-	if err := attach(underlay, dp.AttachUnderlay); err != nil {
-		dp.Close()
-		return nil, err
-	}
-	return dp, nil
-}
-
-func attach(names []string, to func(ifindex int) error) error {
-	for _, name := range names {
-		l, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		if err := to(l.Attrs().Index); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // agent passes on what the gateway, the slow path and the kernel notice.
