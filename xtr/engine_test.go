@@ -564,6 +564,7 @@ func TestExplainAndShows(t *testing.T) {
 		b.plane.send(packet{eid: vm.eids[0]})
 		time.Sleep(10 * time.Millisecond)
 		l.prepare("m1", vm, a, b, 1)
+		time.Sleep(10 * time.Millisecond)
 		parts := func(h *labHost) (out []string) {
 			fs, err := h.x.Explain(l.ctx, vm.eids[0])
 			if err != nil {
@@ -580,7 +581,7 @@ func TestExplainAndShows(t *testing.T) {
 		if got, want := parts(a), []string{"local", "moves", "registrations", "registrations", "route"}; !slices.Equal(got, want) {
 			t.Errorf("host A explains %v, want %v", got, want)
 		}
-		if got, want := parts(b), []string{"moves", "map-cache", "route"}; !slices.Equal(got, want) {
+		if got, want := parts(b), []string{"moves", "registrations", "map-cache", "route"}; !slices.Equal(got, want) {
 			t.Errorf("host B explains %v, want %v", got, want)
 		}
 		if rows := table[ShowMove](a, "moves"); len(rows) != 1 || rows[0].ID != "m1" || rows[0].State != Armed || rows[0].Peer != "100.64.2.2" {

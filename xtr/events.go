@@ -291,11 +291,16 @@ func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidenc
 	return a, true
 }
 
-// claim claims e with a version above all that is known of it.
+// claim claims e with a version above all that is known of it. If the newest that is known is ours already,
+// because the controller has registered in our name, that one is it.
 func (x *XTR) claim(e lisp.EID, known lisp.Version, announced bool, now time.Time) lisp.Version {
 	delete(x.asking, e)
+	known = newest(known, x.reg.known(e))
 	if c, ok := x.res.cache.Get(e); ok && c.Mapping.Version.Newer(known) {
 		known = c.Mapping.Version
+		if x.reg.ours(c.Mapping) {
+			return x.reg.claimAs(e, known, announced, now)
+		}
 	}
 	return x.reg.claim(e, known, announced, now)
 }

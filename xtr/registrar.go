@@ -185,13 +185,15 @@ func (r *registrar) mayClaim(e lisp.EID, at time.Time, strong bool, now time.Tim
 // claim registers e as ours with a version newer than all that we know and than known. announced says that
 // the controller or the hypervisor told of the move: such claims may be as frequent as they like.
 func (r *registrar) claim(e lisp.EID, known lisp.Version, announced bool, now time.Time) lisp.Version {
-	if k := r.known(e); k.Newer(known) {
-		known = k
-	}
-	v := known
+	v := newest(known, r.known(e))
 	if v != 0 {
 		v = v.Next()
 	}
+	return r.claimAs(e, v, announced, now)
+}
+
+// claimAs claims e with version v.
+func (r *registrar) claimAs(e lisp.EID, v lisp.Version, announced bool, now time.Time) lisp.Version {
 	h := r.past(e, now)
 	if announced {
 		h.claims, h.frozen, h.freezes = nil, time.Time{}, 0
