@@ -270,7 +270,7 @@ func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidenc
 	}
 	if !x.reg.mayClaim(e, ev.at, ev.strong, now) {
 		x.count("claims-refused")
-		x.warn(now, "an EID is claimed by another xTR, too: does its VM run twice?", "eid", e.String(), "interface", p.name)
+		x.warn(now, "an EID is claimed by another xTR, too: does its VM run twice?", "eid", e.String(), "if", p.name)
 		return arrival{}, false
 	}
 	if le == nil {

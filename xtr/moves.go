@@ -206,7 +206,7 @@ func (x *XTR) finished(h *handover, now time.Time) {
 		x.register(now)
 	}
 	x.program(now, h.EIDs...)
-	x.log.Info("handover ended", "id", h.ID, "vm", h.VM, "role", string(h.Role), "state", string(h.State), "why", h.Why)
+	x.log.Info("handover ended as "+string(h.State), "move", h.ID, "vm", h.VM, "for", string(h.Role), "reason", h.Why)
 }
 
 // follow subscribes to an EID that has left: packets may go there from here.
@@ -313,7 +313,7 @@ func (x *XTR) lost(m lisp.Mapping, now time.Time) {
 	to := x.usable(m.Locators)
 	x.res.learn(m, "map-notify", now)
 	le, h := x.loc.eids[m.EID], x.active[m.EID]
-	x.log.Info("an EID lives elsewhere now", "eid", m.EID.String(), "version", uint16(m.Version), "xtr_id", m.XTRID.String())
+	x.log.Info("an EID lives elsewhere now", "eid", m.EID.String(), "n", uint16(m.Version), "peer", m.XTRID.String())
 	switch {
 	case h != nil && h.Role == Target && h.State == Running, h == nil && le != nil:
 		x.left(m, to, h, now)

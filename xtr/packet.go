@@ -18,7 +18,7 @@ func (x *XTR) packet(p control.Packet) {
 		x.in.offer(func(now time.Time) {
 			if !ok {
 				x.count("notify-auth")
-				x.warn(now, "a Map-Notify that no Map-Server's key fits", "from", p.From.String())
+				x.warn(now, "a Map-Notify that no Map-Server's key fits", "peer", p.From.String())
 				return
 			}
 			x.notified(m, p.From, key, server, now)
@@ -266,7 +266,7 @@ func (x *XTR) register(now time.Time) {
 		b, err := lisp.AppendSigned(nil, s.msg, srv.Key)
 		if err != nil {
 			x.count("register-failed")
-			x.warn(now, "a Map-Register cannot be made", "map_server", srv.Addr.String(), "err", err)
+			x.warn(now, "a Map-Register cannot be made", "peer", srv.Addr.String(), "err", err)
 			continue
 		}
 		x.sendRaw(netip.AddrPortFrom(srv.Addr, lisp.ControlPort), b)
