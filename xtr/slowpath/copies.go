@@ -12,10 +12,11 @@ import (
 type copies struct {
 	wait   deque[numbered]
 	memory int
-	newest uint64 // highest number
-	seeded bool   // newest is known to its upper half
-	split  uint32 // number on the frames of a super-packet that came up as segments
-	run    uint64 // how many of them have come
+	newest uint64   // highest number
+	left   *leaving // the VM has left
+	seeded bool     // newest is known to its upper half
+	split  uint32   // number on the frames of a super-packet that came up as segments
+	run    uint64   // how many of them have come
 }
 
 // numbered is a copy with its number on the port. A super-packet that the VM is given as segments has
@@ -89,6 +90,13 @@ func (s *SlowPath) serveCopy(f *frame) {
 		c.split, c.run = f.up.Seq, 1
 	}
 	c.newest = max(c.newest, v.n+v.span-1)
+	if c.left != nil {
+		if f.since.Before(c.left.until) {
+			s.replayLate(c.left, v)
+			return
+		}
+		c.left = nil
+	}
 	c.wait.pushBack(v)
 	c.memory += f.memory()
 	for c.wait.len() > s.cfg.CopyPackets || c.memory > s.cfg.CopyBytes {
@@ -177,7 +185,8 @@ func (s *SlowPath) tryReplays(now time.Time) (wake time.Time) {
 // putReplays moves the copies to the head of the hold, in order.
 func (s *SlowPath) putReplays(r *replay, c *copies, now time.Time) int {
 	if c == nil {
-		return 0
+		c = &copies{}
+		s.ports[r.port] = c
 	}
 	var unread []numbered
 	for n := c.wait.len(); n > 0; n-- {
@@ -195,20 +204,58 @@ func (s *SlowPath) putReplays(r *replay, c *copies, now time.Time) int {
 	slices.SortStableFunc(unread, func(a, b numbered) int { return cmp.Compare(a.n, b.n) })
 	h := s.hold(r.hold, now)
 	for _, v := range slices.Backward(unread) {
-		f := v.f
-		f.up.Flags |= fib.UpReplay
-		f.up.Hold = uint16(r.hold)
-		h.wait.pushFront(f)
-		h.memory += f.memory()
-		s.held += f.memory()
-		h.stats.Bytes += uint64(len(f.packet()))
-		h.stats.Replayed += uint64(f.segs)
-		// They were never diverted. Saying that they will come keeps live packets behind them.
-		h.dropped -= uint64(f.segs)
+		h.wait.pushFront(s.asReplay(h, v.f))
 	}
 	s.tell(h)
 	s.counts.add(replayed, uint64(len(unread)))
+	c.left = &leaving{hold: r.hold, read: r.read, until: now.Add(leavingTime)}
 	return len(unread)
+}
+
+// asReplay makes a copy one of h's packets.
+func (s *SlowPath) asReplay(h *hold, f *frame) *frame {
+	f.up.Flags |= fib.UpReplay
+	f.up.Hold = uint16(h.id)
+	h.memory += f.memory()
+	s.held += f.memory()
+	h.stats.Bytes += uint64(len(f.packet()))
+	h.stats.Replayed += uint64(f.segs)
+	// It was never diverted. Saying that it will come keeps live packets behind it.
+	h.dropped -= uint64(f.segs)
+	return f
+}
+
+// leaving says what becomes of copies that come after a replay: a program that looked the route up just
+// before it changed may have been kept from running for milliseconds.
+type leaving struct {
+	hold  uint32
+	read  uint64
+	until time.Time
+}
+
+// leavingTime is how long after a replay a copy may still come; within it no VM is prepared to leave again.
+const leavingTime = 50 * time.Millisecond
+
+// replayLate sends on what was given to an interface when its VM had stopped already.
+func (s *SlowPath) replayLate(l *leaving, v numbered) {
+	late := []numbered{v}
+	switch left := v.unread(l.read); {
+	case left == 0:
+		v.f.free()
+		return
+	case left < v.span:
+		late = s.cutRead(v, l.read)
+	}
+	h := s.hold(l.hold, v.f.since)
+	for _, v := range late {
+		if h.state == holdGone {
+			s.drop(v.f, dropHoldDiscarded)
+			continue
+		}
+		h.wait.pushBack(s.asReplay(h, v.f))
+		s.counts.inc(replayed)
+	}
+	s.tell(h)
 }
 
 // cutRead cuts a super-packet of which the VM has read a part, and returns the rest. It frees v.

@@ -636,3 +636,38 @@ func TestHoldKeepsOrderUnderConcurrentArrivals(t *testing.T) {
 		}
 	}
 }
+
+// A packet that was given to the interface after its VM had stopped, and after the replay: it goes after the
+// others, once, and nothing waits for it for ever. Later the port's copies are ordinary ones again.
+func TestReplayOfLateCopies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel(t, 1)
+		s := k.start(Config{})
+		k.give(5, udp(t, "192.0.2.1", "192.0.2.2", "read"))
+		k.give(5, udp(t, "192.0.2.1", "192.0.2.2", "copy"))
+		synctest.Wait()
+		first := k.given[5] - 2
+		if n := s.Replay(9, 5, first+1); n != 1 {
+			t.Fatalf("replayed %d", n)
+		}
+		k.give(5, udp(t, "192.0.2.1", "192.0.2.2", "late"))
+		flushed(t, s.Flush, 9)()
+		k.give(5, udp(t, "192.0.2.1", "192.0.2.2", "later"))
+		synctest.Wait()
+		if d := cmp.Diff([]string{"copy", "late", "later"}, allSay(k.take())); d != "" {
+			t.Fatal(d)
+		}
+		time.Sleep(2 * leavingTime)
+		k.give(5, udp(t, "192.0.2.1", "192.0.2.2", "of the next move"))
+		synctest.Wait()
+		if got := allSay(k.take()); len(got) != 0 {
+			t.Fatalf("reinjected %v", got)
+		}
+		if n := s.Replay(10, 5, k.given[5]-1); n != 1 {
+			t.Fatalf("replayed %d in the next move", n)
+		}
+		if h := k.counters(9); h.diverted != h.reinjected+h.dropped {
+			t.Fatalf("counters %+v", h)
+		}
+	})
+}
