@@ -188,6 +188,14 @@ func TestDemo(t *testing.T) {
 	reports := finish(t, c, moves...)
 	wantNoLoss(t, reports)
 	wantNoProblems(t, moves...)
+	r := &Report{Moves: moves, Flows: reports}
+	r.judge()
+	for _, target := range r.Targets {
+		t.Logf("%+v", target)
+		if target.Got > target.AtMost+raceSlackMS {
+			t.Errorf("missed: %+v", target)
+		}
+	}
 	version := uint16(0)
 	for _, m := range moves {
 		if m.Version <= version {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -181,14 +182,12 @@ func (r *FlowReport) gapsOf(c *counter, windows []Window) {
 // ms is d in milliseconds, to the microsecond.
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// median of the values; 0 of none.
+// median of the values, to a thousandth; 0 of none.
 func median(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
 	}
 	s := slices.Sorted(slices.Values(v))
-	if n := len(s); n%2 == 0 {
-		return (s[n/2-1] + s[n/2]) / 2
-	}
-	return s[len(s)/2]
+	n := len(s)
+	return math.Round((s[(n-1)/2]+s[n/2])*500) / 1000
 }

@@ -3,3 +3,5 @@
 package testnet
 
 var buildFlags []string
+
+const raceSlackMS = 0

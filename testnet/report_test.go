@@ -41,6 +41,7 @@ func TestVerdict(t *testing.T) {
 		{"tester", func(r *Report) { r.Flows[0].TesterDrops = 5 }, false, "1 problems"},
 		{"vmm", func(r *Report) { r.Machine.VMMLost = 1 }, false, "1 problems"},
 		{"move", func(r *Report) { r.Moves[0].Problems = []string{"no D-ETR"} }, false, "1 problems"},
+		{"late is not lost", func(r *Report) { r.Moves[0].RunToPushMS = 400 }, true, "PASS"},
 		{"nothing sent", func(r *Report) { r.Flows = nil }, false, "FAIL"},
 	} {
 		r := goodReport()
@@ -107,6 +108,8 @@ move-2  web  hokuriku -> nara  version 3  blackout 200.1 ms
   tcp6-internet-to-vm  5000      5000     0       0          0             0.0          0.0 bytes, content intact
 
 medians of 2 moves: blackout 200.2 ms, prepare 4.0 ms, run to claim 1.5 ms, run to the D-ETRs' kernels 3.0 ms
+target: longest gap of any flow, median over the moves: 201.5 ms of at most 220.2: met
+target: from run to the D-ETRs' kernels, median over the moves: 3.0 ms of at most 5.0: met
 problem: move-2: stop event: no agent
 
 FAIL: the VM moved 2 times; of 1000 packets in 2 flows 999 arrived: 1 packets lost, 1 problems

@@ -32,10 +32,12 @@ type VM struct {
 	guest *Namespace
 	nic   *tap // the guest's end
 
-	mu      sync.Mutex // held while frames are read and passed on: see Pause
-	changed sync.Cond  // running, closed or a port's removed changed
-	running *port      // where it runs, nil while it is paused
-	closed  bool
+	// up and down are held while frames are read from the guest, and from the hypervisor, and passed on: see Pause.
+	up, down sync.Mutex
+	mu       sync.Mutex
+	changed  sync.Cond // running, closed or a port's removed changed
+	running  *port     // where it runs, nil while it is paused; changes with mu, up and down held
+	closed   bool
 
 	ports map[*Namespace]*port
 	wg    sync.WaitGroup
@@ -154,35 +156,45 @@ func (v *VM) Remove(hv *Namespace) error {
 // Pause stops the VM. When it returns, nothing more is read from any tap, and every frame that was read has been
 // passed on: the hypervisor's tx_packets says to a packet what the guest got.
 func (v *VM) Pause() time.Time {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	v.stand()
+	defer v.walk()
 	v.running = nil
 	return time.Now()
+}
+
+// stand waits until no frame is on its way through the VMM, and keeps it so until walk.
+func (v *VM) stand() {
+	v.down.Lock() // first: what the hypervisor gives is what must be exact
+	v.up.Lock()
+	v.mu.Lock()
+}
+
+func (v *VM) walk() {
+	v.changed.Broadcast()
+	v.mu.Unlock()
+	v.up.Unlock()
+	v.down.Unlock()
 }
 
 // Resume lets the VM run on a hypervisor where its tap is open. With announce it says so on the tap: QEMU's RARPs
 // at 0, 50, 200, 450 and 800 ms, and the guest's own gratuitous ARPs and unsolicited Neighbor Advertisements. A
 // VM that resumes at the source after a failed migration does not announce itself.
 func (v *VM) Resume(hv *Namespace, announce bool) (time.Time, error) {
-	v.mu.Lock()
+	v.stand()
+	defer v.walk()
 	p := v.ports[hv]
 	if p == nil {
-		v.mu.Unlock()
 		return time.Time{}, fmt.Errorf("testnet: vm %s: no tap on %s", v.Name, hv.name)
 	}
 	if v.running != nil || v.closed {
-		v.mu.Unlock()
 		return time.Time{}, fmt.Errorf("testnet: vm %s: not paused", v.Name)
 	}
 	v.firstAt.Store(0)
 	v.running = p
-	now := time.Now()
-	v.changed.Broadcast()
-	v.mu.Unlock()
 	if announce {
 		v.wg.Go(func() { v.announce(p) })
 	}
-	return now, nil
+	return time.Now(), nil
 }
 
 // Running reports whether the VM runs, and on which hypervisor.
@@ -210,16 +222,15 @@ func (v *VM) Lost() uint64 { return v.lost.Load() }
 
 // Close ends the VM and removes its interfaces.
 func (v *VM) Close() error {
-	v.mu.Lock()
+	v.stand()
 	if v.closed {
-		v.mu.Unlock()
+		v.walk()
 		return nil
 	}
 	v.closed, v.running = true, nil
 	ports := v.ports
 	v.ports = nil
-	v.changed.Broadcast()
-	v.mu.Unlock()
+	v.walk()
 	errs := []error{v.nic.close()}
 	for _, p := range ports {
 		errs = append(errs, p.tap.close())
@@ -234,8 +245,8 @@ func (v *VM) copyUp() {
 	for v.waitRunning(nil) {
 		var failed error
 		err := v.nic.conn.Read(func(fd uintptr) (done bool) {
-			v.mu.Lock()
-			defer v.mu.Unlock()
+			v.up.Lock()
+			defer v.up.Unlock()
 			if v.running == nil {
 				return true
 			}
@@ -254,8 +265,8 @@ func (v *VM) copyDown(p *port) {
 	for v.waitRunning(p) {
 		var failed error
 		err := p.tap.conn.Read(func(fd uintptr) (done bool) {
-			v.mu.Lock()
-			defer v.mu.Unlock()
+			v.down.Lock()
+			defer v.down.Unlock()
 			if v.running != p {
 				return true
 			}
@@ -271,7 +282,7 @@ func (v *VM) copyDown(p *port) {
 // batch bounds how many frames pass before the lock is given back: Pause waits for one batch at most.
 const batch = 64
 
-// pass reads frames and passes them on, with v.mu held. done is false when there is nothing to read. An error is
+// pass reads frames and passes them on, with v.up or v.down held. done is false when there is nothing to read. An error is
 // the end of the interface that is read.
 func (v *VM) pass(fd int, buf []byte, to *tap) (done bool, err error) {
 	for i := range batch {
