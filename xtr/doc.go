@@ -11,7 +11,8 @@
 //	handover.go   one VM's move, seen from the source or from the target
 //
 // and local.go keeps what is known of ports, VMs and the EIDs that live here. The engine turns their state
-// into one [fib.Route] for each EID and tells the data plane what should be, whole; xtr.go has the loop,
-// route.go the routes, packet.go what comes from the wire, api.go what comes from the controller, state.go
-// what survives a restart, show.go what an operator sees.
+// into one [fib.Route] for each EID and tells the data plane what should be, whole. xtr.go has the loop,
+// events.go what interfaces, VMs and the data plane report, moves.go what handovers want done, route.go the
+// routes, packet.go what comes from the wire, api.go what comes from the controller, state.go what survives a
+// restart, show.go what an operator sees.
 package xtr

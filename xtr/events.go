@@ -356,6 +356,11 @@ func (x *XTR) resolved(now time.Time) {
 	}
 	if len(o.changed) > 0 {
 		x.program(now, o.changed...)
+		for _, e := range o.changed {
+			if _, ok := x.res.cache.Get(e); !ok {
+				delete(x.used, e)
+			}
+		}
 		x.saver.markCache(now)
 	}
 	for _, a := range o.answers {

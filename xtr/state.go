@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/tabi-lisp/tabi/lisp"
+	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
 // What survives a restart: the EIDs that live here with the versions of their mappings, so that they are
@@ -314,6 +316,10 @@ func (x *XTR) restore(st *savedState) {
 	}
 	for _, saved := range st.Handovers {
 		h := &saved
+		if !h.sound() {
+			x.log.Error("a handover in the state file makes no sense: it is left out", "move", h.ID)
+			continue
+		}
 		h.timing = timing{settle: x.cfg.SettleTime, prepare: x.cfg.PrepareTimeout, grace: x.cfg.PortGrace}
 		h.announced = h.Prepared
 		x.addHandover(h)
@@ -330,6 +336,25 @@ func (x *XTR) restore(st *savedState) {
 	x.restored = st.cache
 }
 
+// sound reports whether what was saved of a handover can be gone on with.
+func (h *handover) sound() bool {
+	if h.ID == "" || len(h.EIDs) == 0 || h.Hold > fib.MaxHold ||
+		slices.ContainsFunc(h.EIDs, func(e lisp.EID) bool { return !e.IsValid() }) {
+		return false
+	}
+	switch h.State {
+	case Armed, Paused, TakingBack:
+		return h.Role == Source
+	case Redirecting:
+		return h.Role == Source && len(h.To) > 0
+	case Incoming:
+		return h.Role == Target && h.Hold != 0
+	case Running, GivingBack:
+		return h.Role == Target
+	}
+	return h.State.ended()
+}
+
 // start goes on with what was restored.
 func (x *XTR) start(now time.Time) {
 	x.res.restore(x.restored, now)
@@ -339,7 +364,7 @@ func (x *XTR) start(now time.Time) {
 	}
 	x.forgetRoutes(now)
 	x.resolved(now)
-	for _, h := range append([]*handover(nil), x.open...) {
+	for _, h := range slices.Clone(x.open) {
 		x.exec(h, h.restored(now), now)
 	}
 	for e := range x.asking {
