@@ -459,6 +459,9 @@ var paths = []path{{hostClient4, hostWeb}, {hostClient6, hostWeb}, {hostXhost, h
 func (c *Cloud) waitPaths(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.opts.ReadyTimeout, fmt.Errorf("not within %v", c.opts.ReadyTimeout))
 	defer cancel()
+	if err := c.waitOutside(ctx); err != nil {
+		return err
+	}
 	var errs []error
 	var mu sync.Mutex
 	var wg sync.WaitGroup

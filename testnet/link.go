@@ -1,7 +1,6 @@
 package testnet
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -123,24 +122,6 @@ func (n *Namespace) AddRoute(dst netip.Prefix, gateway netip.Addr, dev string) e
 	return nil
 }
 
-// SetLink brings an interface up or down.
-func (n *Namespace) SetLink(dev string, up bool) error {
-	err := n.Do(func() error {
-		if up {
-			return linkUp(dev)()
-		}
-		l, err := netlink.LinkByName(dev)
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetDown(l)
-	})
-	if err != nil {
-		return fmt.Errorf("testnet: %s/%s: %w", n.name, dev, err)
-	}
-	return nil
-}
-
 // Sysctl writes a sysctl of the namespace, e.g. "net/ipv4/ip_forward".
 func (n *Namespace) Sysctl(key, value string) error {
 	if err := n.Do(func() error { return writeSysctl(key, value) }); err != nil {
@@ -166,18 +147,6 @@ func linkUp(name string) func() error {
 		}
 		return netlink.LinkSetUp(l)
 	}
-}
-
-// linkDel deletes a link of the calling thread's namespace; one that is not there is not an error.
-func linkDel(name string) error {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-			return nil
-		}
-		return err
-	}
-	return netlink.LinkDel(l)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

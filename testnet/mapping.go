@@ -5,10 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // mappingRow is what we read of a row of a D-ETR's "mappings" table.
@@ -52,6 +56,10 @@ func (m *mappingRow) UnmarshalJSON(b []byte) error {
 // at reports whether the row's locators name the RLOC.
 func (m *mappingRow) at(rloc netip.Addr) bool { return m.rlocs[rloc] }
 
+func (m *mappingRow) atAll(rlocs []netip.Addr) bool {
+	return !slices.ContainsFunc(rlocs, func(a netip.Addr) bool { return !m.at(a) })
+}
+
 // anchorMappings asks a D-ETR for its mappings, by EID.
 func (c *Cloud) anchorMappings(ctx context.Context, anchor string) (map[string]mappingRow, error) {
 	var rows []mappingRow
@@ -90,6 +98,63 @@ func (c *Cloud) WaitFeeds(ctx context.Context) error {
 				return fmt.Errorf("testnet: %s hears %d of %d Map-Servers: %w", anchor, up, want, errors.Join(err, e))
 			}
 		}
+	}
+	return nil
+}
+
+// waitOutside waits until the other network's Map-Server knows our aggregates, and its own host. A question before
+// that is answered by "not LISP" for a minute, and packets take the plain Internet for as long.
+func (c *Cloud) waitOutside(ctx context.Context) error {
+	x := endpoints[hostXhost]
+	want := []string{aggregate4.String(), aggregate6.String(), netip.PrefixFrom(x.v4, 32).String(), netip.PrefixFrom(x.v6, 128).String()}
+	for {
+		// Asking for a neighbour shows the host to its xTR.
+		for _, next := range []netip.Addr{x.v4.Next(), x.v6.Next()} {
+			if err := c.hosts[hostXhost].ns.Do(func() error { return nudge(next) }); err != nil {
+				return fmt.Errorf("testnet: %s: %w", hostXhost, err)
+			}
+		}
+		missing := ""
+		for _, n := range nodesOf("mapserver", outOfCloud) {
+			var rows []mappingRow
+			if err := c.hosts[n.name].Admin(ctx, http.MethodGet, "/v1/show/mappings", nil, &rows); err != nil {
+				return err
+			}
+			for _, eid := range want {
+				ours := eid == aggregate4.String() || eid == aggregate6.String()
+				if !slices.ContainsFunc(rows, func(r mappingRow) bool { return r.EID == eid && (!ours || r.atAll(c.anchorRLOCs())) }) {
+					missing = eid
+				}
+			}
+		}
+		if missing == "" {
+			return nil
+		}
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+			return fmt.Errorf("testnet: the other network does not know %s: %w", missing, err)
+		}
+	}
+}
+
+// anchorRLOCs are the RLOCs of the D-ETRs that run.
+func (c *Cloud) anchorRLOCs() (out []netip.Addr) {
+	for _, n := range nodesOf("detr", inCloud) {
+		if c.hosts[n.name].Running(n.role) {
+			out = append(out, n.rlocList()...)
+		}
+	}
+	return out
+}
+
+// nudge sends one datagram that nobody waits for.
+func nudge(to netip.Addr) error {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte{0}); err != nil && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EHOSTUNREACH) {
+		return err
 	}
 	return nil
 }

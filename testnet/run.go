@@ -26,14 +26,13 @@ const runRoot = "/run"
 // Run is what a run has made on this machine. It is on disk before the thing is made, so that whoever comes after a
 // crash can take it all away.
 type Run struct {
-	ID         string        `json:"id"`
-	Owner      ProcessRef    `json:"owner"`
-	Started    time.Time     `json:"started"`
-	Kept       bool          `json:"kept"` // it is meant to stay up after its moves
-	Namespaces []string      `json:"namespaces"`
-	Processes  []ProcessRef  `json:"processes"`
-	Hosts      []HostRef     `json:"hosts"`
-	Sysctls    []SysctlValue `json:"sysctls,omitempty"` // machine-wide ones, with the value to put back
+	ID         string       `json:"id"`
+	Owner      ProcessRef   `json:"owner"`
+	Started    time.Time    `json:"started"`
+	Kept       bool         `json:"kept"` // it is meant to stay up after its moves
+	Namespaces []string     `json:"namespaces"`
+	Processes  []ProcessRef `json:"processes"`
+	Hosts      []HostRef    `json:"hosts"`
 
 	dir    string
 	prefix string // of its namespaces' names
@@ -55,9 +54,6 @@ type HostRef struct {
 	Socket    string `json:"socket,omitempty"` // its daemon's admin socket
 	About     string `json:"about"`
 }
-
-// SysctlValue is a machine-wide sysctl that the run changed, and the value it had.
-type SysctlValue struct{ Key, Was string }
 
 // newRun makes the run directory /run/tabi-demo-ID. It fails when that exists. Namespaces will be named PREFIX-HOST.
 func newRun(id, prefix string) (*Run, error) {
@@ -169,9 +165,6 @@ func Clean(r *Run) error {
 	}
 	for _, n := range r.Namespaces {
 		errs = append(errs, RemoveNamespace(n))
-	}
-	for _, s := range r.Sysctls {
-		errs = append(errs, writeSysctl(s.Key, s.Was))
 	}
 	errs = append(errs, unmountBelow(r.dir))
 	if err := errors.Join(errs...); err != nil {

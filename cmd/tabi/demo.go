@@ -230,7 +230,20 @@ func (p *progressLine) draw() {
 	if p.flows != nil {
 		line += "  |  " + p.flows.Line()
 	}
+	if width := p.width(); len(line) > width {
+		line = line[:width] // a line that wraps cannot be written over
+	}
 	fmt.Fprint(p.w, "\r\x1b[K"+line)
+}
+
+// width is how many characters fit the terminal's line.
+func (p *progressLine) width() int {
+	if f, ok := p.w.(*os.File); ok {
+		if ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && ws.Col > 1 {
+			return int(ws.Col) - 1
+		}
+	}
+	return 79
 }
 
 func (p *progressLine) close() {

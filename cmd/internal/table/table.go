@@ -92,6 +92,9 @@ func cell(v any) string {
 			if t.IsZero() {
 				return ""
 			}
+			if d := time.Until(t); d.Abs() > 12*time.Hour {
+				return t.Local().Format("2006-01-02T15:04:05")
+			}
 			return t.Local().Format("15:04:05.000")
 		}
 		return strings.Join(strings.Fields(v), " ")
