@@ -222,9 +222,14 @@ func (x *XTR) appear(eids []lisp.EID, name string, p *port, mac string, ev evide
 	if len(news) == 0 {
 		return
 	}
-	x.register(now) // one message for all, before anything else
+	// Nobody was prepared for this, so that nothing here holds packets: who is told sends them at once.
+	var claimed []lisp.EID
 	for _, a := range news {
-		x.program(now, a.le.EID)
+		claimed = append(claimed, a.le.EID)
+	}
+	x.program(now, claimed...)
+	x.register(now)
+	for _, a := range news {
 		x.syncLocal(a.le.EID)
 		if a.from.IsValid() {
 			x.arrived(a.le, a.from, a.version, now)

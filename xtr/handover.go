@@ -169,7 +169,8 @@ func (h *handover) commit(now time.Time, port bool) []op {
 	return h.stop(now, now, "committed")
 }
 
-// run: the VM begins to run on this target. The claim is the urgent part: nobody else sends here before.
+// run: the VM begins to run on this target. The claim goes first: it takes longest, and what comes before the
+// route is there is held.
 func (h *handover) run(ev evidence, now time.Time, port bool) []op {
 	h.to(Running, ev.why)
 	h.Heard = now
@@ -379,9 +380,10 @@ func (h *handover) takeBack(now time.Time, why string) []op {
 		if h.Prepared && !h.Told && h.Version != 0 {
 			h.Version = h.Version.Next() // what the target claims with
 		}
-		ops = append(ops, opLocal, opClaim)
+		ops = append(ops, opLocal, opRoutes, opClaim)
+	} else {
+		ops = append(ops, opRoutes)
 	}
-	ops = append(ops, opRoutes)
 	switch {
 	case h.replaying:
 		return ops // the hold is given back when the copies are in it

@@ -143,7 +143,7 @@ func TestHandoverSteps(t *testing.T) {
 			{10 * ms, stopAt, []op{opRoutes}, Paused},
 			{11 * ms, tickAt, []op{opReplay}, Paused},
 			{12 * ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
-			{13 * ms, resumeAt, []op{opLocal, opClaim, opRoutes, opGiveBack}, TakingBack},
+			{13 * ms, resumeAt, []op{opLocal, opRoutes, opClaim, opGiveBack}, TakingBack},
 			{14 * ms, flushedAt, []op{opRoutes, opEnd}, Aborted},
 		}},
 		{"a source is aborted when nothing is held any more", armedSource, []step{
@@ -152,7 +152,7 @@ func TestHandoverSteps(t *testing.T) {
 			{12 * ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
 			{13 * ms, flushedAt, []op{opRoutes}, Redirecting},
 			{14 * ms, frameAt, nil, Redirecting}, // it may have waited in a queue
-			{15 * ms, abortAt, []op{opLocal, opClaim, opRoutes, opEnd}, Aborted},
+			{15 * ms, abortAt, []op{opLocal, opRoutes, opClaim, opEnd}, Aborted},
 			{16 * ms, abortAt, nil, Aborted},
 		}},
 		{"a source that goes on without a word", armedSource, []step{
@@ -160,7 +160,7 @@ func TestHandoverSteps(t *testing.T) {
 			{11 * ms, tickAt, []op{opReplay}, Paused},
 			{12 * ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
 			{13 * ms, flushedAt, []op{opRoutes}, Redirecting},
-			{300 * ms, frameAt, []op{opLocal, opClaim, opRoutes, opEnd}, Aborted},
+			{300 * ms, frameAt, []op{opLocal, opRoutes, opClaim, opEnd}, Aborted},
 		}},
 		{"an armed source is aborted", armedSource, []step{
 			{10 * ms, frameAt, nil, Armed},
