@@ -344,7 +344,7 @@ func TestUnpreparedMove(t *testing.T) {
 				if stopEvent && strings.HasSuffix(r.Name, "-to-vm") {
 					// What the interface was given between the stop and the agent's word of it: copies are kept of what goes
 					// to a VM that is prepared to leave, only.
-					may = uint64((20 * time.Millisecond).Seconds()*testRate) + 1
+					may = uint64((20*time.Millisecond).Seconds()*testRate) + 1
 				}
 				if r.Unit == "packets" && r.Lost > may || r.Duplicated > 0 {
 					t.Errorf("%s: lost %d, at most %d may be; doubled %d; missing %v", r.Name, r.Lost, may, r.Duplicated, r.Missing)
