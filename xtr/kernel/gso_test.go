@@ -109,7 +109,9 @@ func transfer(t testing.TB, a, b *site, v6 bool, n int) time.Duration {
 	defer s.Close()
 	start := time.Now()
 	sum := sha256.New()
+	sent := make(chan struct{})
 	go func() {
+		defer close(sent)
 		r := rand.NewChaCha8([32]byte{1})
 		io.Copy(io.MultiWriter(c, sum), io.LimitReader(r, int64(n)))
 		c.(*net.TCPConn).CloseWrite()
@@ -120,6 +122,7 @@ func transfer(t testing.TB, a, b *site, v6 bool, n int) time.Duration {
 	if err != nil || m != int64(n) {
 		t.Fatalf("got %d of %d bytes: %v", m, n, err)
 	}
+	<-sent
 	if string(got.Sum(nil)) != string(sum.Sum(nil)) {
 		t.Fatal("the bytes that came are not those that were sent")
 	}
