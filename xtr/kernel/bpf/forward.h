@@ -143,11 +143,11 @@ static __always_inline struct rloc *pick(const struct mapping *m, u32 hash)
 
 /* out_counted sends an encapsulated packet now, not after the program, so that it can be counted as
  * out. */
-static __always_inline int out_counted(struct __sk_buff *skb, const struct rloc *r, struct pkt *p)
+static __always_inline int out_counted(struct __sk_buff *skb, struct conf *c, const struct rloc *r, struct pkt *p)
 {
-	struct bpf_fib_lookup f = {.ifindex = r->ifindex, .l4_protocol = IPPROTO_UDP};
+	/* As if it had come in by lisp0: the kernel answers for interfaces that forward, and lisp0 does. */
+	struct bpf_fib_lookup f = {.ifindex = c->door, .l4_protocol = IPPROTO_UDP};
 	struct eth *eth;
-	long rc;
 
 	if (r->v6) {
 		f.family = AF_INET6;
@@ -158,9 +158,8 @@ static __always_inline int out_counted(struct __sk_buff *skb, const struct rloc 
 		f.ipv4_src = r->src[0];
 		f.ipv4_dst = r->dst[0];
 	}
-	rc = bpf_fib_lookup(skb, &f, sizeof(f), BPF_FIB_LOOKUP_OUTPUT);
-	if (rc != BPF_FIB_LKUP_RET_SUCCESS) {
-		/* The neighbour is to be asked for first; the kernel queues in order behind that. */
+	if (bpf_fib_lookup(skb, &f, sizeof(f), 0) != BPF_FIB_LKUP_RET_SUCCESS || f.ifindex != r->ifindex) {
+		/* The neighbour is to be asked for first, and the kernel keeps the order behind that. */
 		return bpf_redirect_neigh(r->ifindex, 0, 0, 0);
 	}
 	eth = (void *)(long)skb->data;
@@ -209,7 +208,7 @@ static __always_inline int encap(struct __sk_buff *skb, struct conf *c, struct p
 	if (wrap(skb, r, p))
 		return drop(D_ENCAP, p->segs, p->len);
 	if (p->flags & F_COUNTED)
-		return out_counted(skb, r, p);
+		return out_counted(skb, c, r, p);
 	return bpf_redirect_neigh(r->ifindex, 0, 0, 0);
 }
 

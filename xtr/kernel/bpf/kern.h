@@ -62,7 +62,6 @@ enum bpf_map_type {
 #define BPF_F_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
 #define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 
-#define BPF_FIB_LOOKUP_OUTPUT (1U << 1)
 #define BPF_FIB_LKUP_RET_SUCCESS 0
 #define BPF_FIB_LKUP_RET_NO_NEIGH 7
 

@@ -143,7 +143,7 @@ static __always_inline int inner(struct __sk_buff *skb, struct pkt *p)
 }
 
 /* is_tunnel_gso: the segments of a super-packet share one outer header. Not so where UDP GRO merged
- * encapsulated packets: there every one has its own. */
+ * encapsulated packets (rx-udp-gro-forwarding): there every one has its own. */
 static __always_inline int is_tunnel_gso(struct __sk_buff *skb)
 {
 	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
@@ -198,7 +198,7 @@ static __always_inline int decap(struct __sk_buff *skb, struct conf *c, struct p
 	p->outer = o.len;
 	p->l3 = ETH_LEN + o.len;
 	if (skb->gso_size && !is_tunnel_gso(skb))
-		return drop(D_MALFORMED, 1, skb->len);
+		return up(skb, p, UP_SEGMENT, 0, 0); /* Go splits them, each with its outer header */
 	if (parse(skb, p) || (p->len > o.payload && !skb->gso_size))
 		return drop(D_MALFORMED, 1, skb->len);
 	if (merge(o.ttl, o.tos, &p->ttl, &p->tos))
