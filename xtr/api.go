@@ -69,7 +69,21 @@ func (x *XTR) Handler() http.Handler {
 		return call(ctx, x, false, func(time.Time) (any, error) { return x.record(r.PathValue("id")) })
 	})
 	handle(mux, "PUT /v1/handovers/{id}", func(ctx context.Context, r *http.Request, s HandoverSpec) (any, error) {
-		return call(ctx, x, true, func(now time.Time) (any, error) { return x.prepare(r.PathValue("id"), s, now) })
+		var saved <-chan struct{}
+		h, err := call(ctx, x, true, func(now time.Time) (any, error) {
+			h, err := x.prepare(r.PathValue("id"), s, now)
+			saved = x.saver.saved(now)
+			return h, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-saved:
+		case <-x.ended:
+		case <-ctx.Done():
+		}
+		return h, nil
 	})
 	handle(mux, "POST /v1/handovers/{id}/commit", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
 		return call(ctx, x, true, func(now time.Time) (any, error) { return x.commit(r.PathValue("id"), now) })

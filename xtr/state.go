@@ -38,7 +38,8 @@ type savedState struct {
 	Handovers []handover   `json:"handovers"`
 
 	cache   []cacheEntry
-	caching bool // cache is to be written too
+	caching bool            // cache is to be written too
+	waiting []chan struct{} // closed when it is written, or cannot be
 }
 
 // savedLocal is an EID that lives here.
@@ -62,6 +63,7 @@ type saver struct {
 
 	cacheDue  time.Time
 	cacheLast time.Time
+	waiting   []chan struct{} // for what is handed over next
 
 	mu     sync.Mutex
 	cond   *sync.Cond
@@ -89,6 +91,19 @@ func (s *saver) mark(now time.Time) {
 	if s.dir != "" && s.due.IsZero() {
 		s.due = now.Add(saveDelay)
 	}
+}
+
+// saved says that the state has changed, and closes the channel when it is on disk, or cannot be brought there:
+// whoever is told that something is done may rely on it also if this process is killed the next moment.
+func (s *saver) saved(now time.Time) <-chan struct{} {
+	c := make(chan struct{})
+	if s.dir == "" {
+		close(c)
+		return c
+	}
+	s.due = now
+	s.waiting = append(s.waiting, c)
+	return c
 }
 
 // markCache says that the map-cache has changed.
@@ -120,10 +135,14 @@ func (s *saver) put(st *savedState, now time.Time) {
 	if s.dir == "" {
 		return
 	}
+	st.waiting, s.waiting = s.waiting, nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.next != nil && s.next.caching && !st.caching {
-		st.cache, st.caching = s.next.cache, true
+	if s.next != nil {
+		st.waiting = append(st.waiting, s.next.waiting...)
+		if s.next.caching && !st.caching {
+			st.cache, st.caching = s.next.cache, true
+		}
 	}
 	s.next = st
 	s.cond.Broadcast()
@@ -152,6 +171,9 @@ func (s *saver) run() {
 		}
 		if err := s.write(stateFile, st); err != nil {
 			s.log.Error("the state could not be saved", "err", err)
+		}
+		for _, c := range st.waiting {
+			close(c)
 		}
 		if st.caching {
 			if err := s.write(cacheFile, savedCache{stateFormat, st.cache}); err != nil {
