@@ -452,54 +452,71 @@ static __always_inline int wrap(struct __sk_buff *skb, const struct rloc *r, str
 	return push4(skb, r, p);
 }
 
+/* A TCP header whose options are looked through for the MSS. */
+struct options {
+	u8 tcp[64];
+	u32 len; /* of the header */
+	u32 at;
+	u32 mss; /* where its value is, 0 = not found */
+};
+
+static long next_option(u32 i, struct options *o)
+{
+	u32 at = o->at;
+	u8 kind, len;
+
+	if (at > 56 || at >= o->len)
+		return 1;
+	kind = o->tcp[at];
+	if (kind == 0)
+		return 1;
+	if (kind == 1) {
+		o->at = at + 1;
+		return 0;
+	}
+	len = o->tcp[at + 1];
+	if (len < 2)
+		return 1;
+	if (kind == 2) {
+		if (len == 4 && at + 4 <= o->len)
+			o->mss = at + 2;
+		return 1;
+	}
+	o->at = at + len;
+	return 0;
+}
+
 /* clamp_mss lowers the MSS that a SYN offers to what fits mtu. The TCP checksum follows, also where it
  * is only begun (CHECKSUM_PARTIAL): the kernel's helper knows. */
 __noinline int clamp_mss(struct __sk_buff *skb, u32 l4, u32 most)
 {
-	u8 tcp[60] = {};
-	u32 n, at, i;
+	struct options o = {.at = 20};
+	be16 from, to, put = bpf_htons(most);
+	u32 n, at;
 
-	if (bpf_skb_load_bytes(skb, l4, tcp, 20) || !(tcp[13] & 2))
+	if (bpf_skb_load_bytes(skb, l4, o.tcp, 20) || !(o.tcp[13] & 2))
 		return 0;
-	n = (tcp[12] >> 4) * 4;
+	n = (o.tcp[12] >> 4) * 4;
 	if (n <= 20 || n > 60)
 		return 0;
+	o.len = n;
 	n -= 20;
-	if (bpf_skb_load_bytes(skb, l4 + 20, tcp + 20, n))
+	if (bpf_skb_load_bytes(skb, l4 + 20, o.tcp + 20, n))
 		return 0;
-	at = 20;
-	for (i = 0; i < 40; i++) {
-		u8 kind, len;
-
-		if (at > 56 || at >= n + 20)
-			return 0;
-		kind = tcp[at];
-		if (kind == 0)
-			return 0;
-		if (kind == 1) {
-			at++;
-			continue;
-		}
-		len = tcp[at + 1];
-		if (len < 2)
-			return 0;
-		if (kind == 2 && len == 4) {
-			u16 old = tcp[at + 2] << 8 | tcp[at + 3];
-			u16 new = most;
-			be16 from = bpf_htons(old), to = bpf_htons(new), put = bpf_htons(new);
-
-			if (old <= most)
-				return 0;
-			if (at & 1) { /* the checksum's words lie across the value */
-				from = __builtin_bswap16(from);
-				to = __builtin_bswap16(to);
-			}
-			if (bpf_l4_csum_replace(skb, l4 + 16, from, to, 2))
-				return 0;
-			bpf_skb_store_bytes(skb, l4 + at + 2, &put, 2, 0);
-			return 1;
-		}
-		at += len;
+	bpf_loop(40, next_option, &o, 0);
+	at = o.mss;
+	if (!at || at > 58)
+		return 0;
+	if ((o.tcp[at] << 8 | o.tcp[at + 1]) <= most)
+		return 0;
+	from = bpf_htons(o.tcp[at] << 8 | o.tcp[at + 1]);
+	to = put;
+	if (at & 1) { /* the checksum's words lie across the value */
+		from = __builtin_bswap16(from);
+		to = __builtin_bswap16(to);
 	}
-	return 0;
+	if (bpf_l4_csum_replace(skb, l4 + 16, from, to, 2))
+		return 0;
+	bpf_skb_store_bytes(skb, l4 + at, &put, 2, 0);
+	return 1;
 }
