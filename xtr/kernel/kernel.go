@@ -235,7 +235,7 @@ func (d *DataPlane) configure() error {
 	rate := func(perSecond uint64) uint32 { return uint32(perSecond * 1024 / d.hz) }
 	c := confEntry{
 		Door: uint32(d.door.index), MTU: uint32(d.cfg.MTU), CacheMask: d.maps["dcache"].MaxEntries() - 1, HZ: uint32(d.hz),
-		MissRate: rate(20000), EventRate: rate(1000),
+		MissRate: rate(20000), EventRate: rate(1000), TTLRate: rate(2000),
 	}
 	if d.cfg.Anchor {
 		c.Flags |= confAnchor

@@ -96,8 +96,7 @@ type confEntry struct {
 	CacheMask           uint32
 	N4, N6              uint32
 	MissRate, EventRate uint32
-	HZ                  uint32
-	_                   uint32
+	HZ, TTLRate         uint32
 	Self4               [nSelf][4]byte
 	Self6               [nSelf][16]byte
 }

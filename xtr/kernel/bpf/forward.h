@@ -82,7 +82,7 @@ __noinline int up(struct __sk_buff *skb, struct pkt *p, u32 why, u32 q, u32 seq)
 
 static __always_inline int up_ttl(struct __sk_buff *skb, struct conf *c, struct pkt *p)
 {
-	if (!allow(T_TTL, c->miss_rate))
+	if (!allow(T_TTL, c->ttl_rate))
 		return drop(D_TTL_RATE, p->segs, p->len);
 	return up(skb, p, UP_TTL, p->port, 0);
 }

@@ -168,17 +168,18 @@ static __always_inline struct port *port_of(u32 ifindex, u16 *number)
 	return 0;
 }
 
-/* allow takes one token of this CPU; rate is in tokens per 1024 jiffies and a quarter of it the burst. */
+/* allow takes one token of this CPU. rate is in tokens per 1024 jiffies; as many as come in 64 may be saved
+ * up. */
 static __always_inline int allow(u32 what, u64 rate)
 {
 	struct bucket_of_tokens *t = bpf_map_lookup_elem(&tokens, &what);
-	u64 now, burst = rate << 8;
+	u64 now, burst = rate << 6;
 
 	if (!t)
 		return 0;
 	now = bpf_jiffies64();
 	if (now != t->filled) {
-		if (now - t->filled > 256)
+		if (now - t->filled > 64)
 			t->tokens = burst;
 		else
 			t->tokens += (now - t->filled) * rate;

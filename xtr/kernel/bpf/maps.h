@@ -87,7 +87,7 @@ struct conf {
 	u32 n4, n6;
 	u32 miss_rate, event_rate; /* per CPU and 1024 jiffies */
 	u32 hz;
-	u32 pad;
+	u32 ttl_rate;
 	be32 self4[SELF];
 	u32 self6[SELF][4];
 };
