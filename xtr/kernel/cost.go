@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -35,34 +36,22 @@ type ProgramCostAt struct {
 }
 
 const (
-	costActive  = 1000  // destinations that packets go to
-	costPackets = 20000 // that are measured
+	costActive  = 1000 // destinations that packets go to
+	costRounds  = 15   // of measurements: the median counts, as others use the machine too
+	costPackets = 1500 // a measurement
+	costWarmUp  = 500  // packets before each
 	costRLOCs   = 1000
 )
 
-// ProgramCost measures, in a network namespace of its own, what a packet costs in each program with tables
+// ProgramCost measures, in network namespaces of its own, what a packet costs in each program with tables
 // of so many mappings, half of them of each family, while packets go to 1,000 destinations in random
 // order. The time is the kernel's own (kernel.bpf_stats) less that of an empty program: it is the clock's.
-// A table that has fewer mappings than destinations covers them with prefixes. It needs root, and some
-// 500 bytes of memory per mapping.
-func ProgramCost(ctx context.Context, sizes ...int) ([]ProgramTime, error) {
-	var out []ProgramTime
-	for _, n := range sizes {
-		if n < 2 || n > 2_000_000 {
-			return nil, fmt.Errorf("kernel: cost with %d mappings: not in 2..2000000", n)
-		}
-		var cases []costCase
-		var err error
-		onNewThread(func() { cases, err = costAt(ctx, n) })
-		if err != nil {
-			return nil, fmt.Errorf("kernel: cost with %d mappings: %w", n, err)
-		}
-		for i, c := range cases {
-			if i == len(out) {
-				out = append(out, ProgramTime{Program: c.name})
-			}
-			out[i].Cost = append(out[i].Cost, ProgramCostAt{Mappings: n, Nanoseconds: c.ns})
-		}
+// A table that has fewer mappings than destinations covers them with prefixes. The sizes are measured in
+// turn. It needs root, and some 500 bytes of memory per mapping.
+func ProgramCost(ctx context.Context, sizes ...int) (out []ProgramTime, err error) {
+	onNewThread(func() { out, err = programCost(ctx, sizes) })
+	if err != nil {
+		return nil, fmt.Errorf("kernel: cost of the programs: %w", err)
 	}
 	return out, nil
 }
@@ -78,6 +67,77 @@ func onNewThread(f func()) {
 	<-done
 }
 
+func programCost(ctx context.Context, sizes []int) (out []ProgramTime, err error) {
+	var labs []*costLab
+	defer func() {
+		for _, l := range labs {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	for _, n := range sizes {
+		if n < 2 || n > 2_000_000 {
+			return nil, fmt.Errorf("%d mappings: not in 2..2000000", n)
+		}
+		l, err := newCostLab(ctx, n)
+		if err != nil {
+			return nil, fmt.Errorf("with %d mappings: %w", n, err)
+		}
+		labs = append(labs, l)
+	}
+	if len(labs) == 0 {
+		return nil, nil
+	}
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		return nil, fmt.Errorf("statistics: %w", err)
+	}
+	defer stats.Close()
+	if err := oneCPU(); err != nil {
+		return nil, err
+	}
+	for i := range labs[0].cases {
+		times := make([][]float64, len(labs))
+		for range costRounds {
+			for j, l := range labs {
+				ns, err := l.measure(ctx, &l.cases[i])
+				if err != nil {
+					return nil, fmt.Errorf("with %d mappings: %s: %w", sizes[j], l.cases[i].name, err)
+				}
+				times[j] = append(times[j], ns)
+			}
+		}
+		p := ProgramTime{Program: labs[0].cases[i].name}
+		for j, t := range times {
+			slices.Sort(t)
+			p.Cost = append(p.Cost, ProgramCostAt{Mappings: sizes[j], Nanoseconds: t[len(t)/2]})
+		}
+		out = append(out, p)
+	}
+	// The first case is the empty program.
+	for i := range out {
+		for j := range out[i].Cost {
+			if i > 0 {
+				out[i].Cost[j].Nanoseconds -= out[0].Cost[j].Nanoseconds
+			}
+		}
+	}
+	return out[1:], nil
+}
+
+// oneCPU keeps the thread on one CPU: what a CPU remembers of destinations it remembers for itself.
+func oneCPU() error {
+	var cpus, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return err
+	}
+	for i := 0; one.Count() == 0; i++ {
+		if cpus.IsSet(i) {
+			one.Set(i)
+		}
+	}
+	return unix.SchedSetaffinity(0, &one)
+}
+
 // costCase is one kind of packet at one program.
 type costCase struct {
 	name    string
@@ -86,66 +146,51 @@ type costCase struct {
 	want    uint32 // verdict
 	frame   func(dst netip.Addr) []byte
 	to      []netip.Addr
-	ns      float64
+	frames  [][]byte
 }
 
-func costAt(ctx context.Context, n int) (cases []costCase, err error) {
-	ns, err := netns.New()
-	if err != nil {
+// newCostLab makes a data plane with n mappings in a namespace of its own, in which it leaves the thread.
+func newCostLab(ctx context.Context, n int) (l *costLab, err error) {
+	l = &costLab{self: netip.MustParseAddr("100.64.0.1"), rand: rand.New(rand.NewPCG(1, 2))}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	if l.ns, err = netns.New(); err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
-	defer ns.Close()
-	dir, err := os.MkdirTemp("", "tabi-cost")
-	if err != nil {
+	if l.dir, err = os.MkdirTemp("", "tabi-cost"); err != nil {
 		return nil, err
 	}
-	defer os.Remove(dir)
-	self := netip.MustParseAddr("100.64.0.1")
-	d, err := Open(Config{
-		PinDir: filepath.Join(dir, "bpf"), Self: []netip.Addr{self}, AllowedRLOCs: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")},
+	if l.d, err = Open(Config{
+		PinDir: filepath.Join(l.dir, "bpf"), Self: []netip.Addr{l.self}, AllowedRLOCs: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")},
 		Own: costOwn, Anchor: true, Capacity: max(n, 2*costActive), Decap: "tc",
-	}, slog.New(slog.DiscardHandler))
-	if err != nil {
+	}, slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, d.Remove()) }()
-	l := &costLab{d: d, self: self}
-	if err := l.links(); err != nil {
+	if err = l.links(); err != nil {
 		return nil, err
 	}
-	if err := l.routes(ctx, n); err != nil {
+	if err = l.routes(ctx, n); err != nil {
 		return nil, err
 	}
-	cases = l.cases()
-	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
-	if err != nil {
-		return nil, fmt.Errorf("statistics: %w", err)
+	l.makeCases()
+	return l, nil
+}
+
+func (l *costLab) close() error {
+	var errs []error
+	if l.d != nil {
+		errs = append(errs, l.d.Remove())
 	}
-	defer stats.Close()
-	// What a CPU remembers of destinations it remembers for itself.
-	var cpus, one unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
-		return nil, err
+	if l.dir != "" {
+		errs = append(errs, os.Remove(l.dir))
 	}
-	for i := 0; one.Count() == 0; i++ {
-		if cpus.IsSet(i) {
-			one.Set(i)
-		}
+	if l.ns.IsOpen() {
+		errs = append(errs, l.ns.Close())
 	}
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		return nil, err
-	}
-	idle := costCase{name: "none", prog: "clock", frame: cases[0].frame, to: cases[0].to}
-	if err := l.measure(ctx, &idle); err != nil {
-		return nil, err
-	}
-	for i := range cases {
-		if err := l.measure(ctx, &cases[i]); err != nil {
-			return nil, fmt.Errorf("%s: %w", cases[i].name, err)
-		}
-		cases[i].ns -= idle.ns
-	}
-	return cases, nil
+	return errors.Join(errs...)
 }
 
 var (
@@ -158,7 +203,11 @@ func costEID(s string) lisp.EID { return lisp.MakeEID(0, netip.MustParsePrefix(s
 
 // costLab is a data plane whose programs are run by hand.
 type costLab struct {
+	ns         netns.NsHandle
+	dir        string
 	d          *DataPlane
+	cases      []costCase
+	rand       *rand.Rand
 	self       netip.Addr
 	vm, under  int
 	vmMAC, mac net.HardwareAddr
@@ -278,11 +327,14 @@ func coverFew(n int, encap func(lisp.EID, int) fib.Route) (out []fib.Route) {
 	return out
 }
 
-func (l *costLab) cases() []costCase {
+func (l *costLab) makeCases() {
 	const ok, redirect, pass = 0, 7, 2
 	family := [2]string{"IPv4", "IPv6"}
 	rloc := netip.MustParseAddr("100.66.0.1")
-	var all []costCase
+	all := []costCase{{
+		name: "none", prog: "clock", want: ok, to: l.far[0],
+		frame: func(dst netip.Addr) []byte { return costUDP(l.vmMAC, costVM[0], dst) },
+	}}
 	for f := range 2 {
 		outer := func(inner []byte) []byte { return costLISP(l.mac, rloc, l.self, inner) }
 		all = append(all,
@@ -316,29 +368,32 @@ func (l *costLab) cases() []costCase {
 			},
 		)
 	}
-	return all
+	for i := range all {
+		for _, a := range all[i].to {
+			all[i].frames = append(all[i].frames, all[i].frame(a))
+		}
+	}
+	l.cases = all
 }
 
-// measure runs a program once per packet, as it changes the packet.
-func (l *costLab) measure(ctx context.Context, c *costCase) error {
-	p := l.d.progs[c.prog]
-	frames := make([][]byte, len(c.to))
-	for i, a := range c.to {
-		frames[i] = c.frame(a)
+// measure runs a program once per packet, as it changes the packet, and returns nanoseconds per packet.
+func (l *costLab) measure(ctx context.Context, c *costCase) (float64, error) {
+	if err := netns.Set(l.ns); err != nil { // whose interface the context speaks of
+		return 0, err
 	}
+	p := l.d.progs[c.prog]
 	var skb []byte
-	if c.prog != "under_xdp" && c.ifindex != 0 {
+	if c.ifindex != 0 {
 		skb = make([]byte, 192) // struct __sk_buff
 		binary.NativeEndian.PutUint32(skb[40:], uint32(c.ifindex))
 	}
 	out := make([]byte, 512)
-	r := rand.New(rand.NewPCG(1, 2))
 	run := func(n int) error {
 		for range n {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			o := &ebpf.RunOptions{Data: frames[r.IntN(len(frames))], DataOut: out[:cap(out)]}
+			o := &ebpf.RunOptions{Data: c.frames[l.rand.IntN(len(c.frames))], DataOut: out}
 			if skb != nil {
 				o.Context = skb
 			}
@@ -346,28 +401,27 @@ func (l *costLab) measure(ctx context.Context, c *costCase) error {
 			if err != nil {
 				return err
 			}
-			if int32(verdict) != int32(c.want) && !(c.want == 0 && int32(verdict) == -1) {
+			if verdict != c.want && (c.want != 0 || int32(verdict) != -1) { // to go on is as good as to pass
 				return fmt.Errorf("the program said %d, not %d; drops: %v", int32(verdict), c.want, l.d.Drops())
 			}
 		}
 		return nil
 	}
-	if err := run(2 * len(frames)); err != nil {
-		return err
+	if err := run(costWarmUp); err != nil {
+		return 0, err
 	}
 	before, err := p.Stats()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := run(costPackets); err != nil {
-		return err
+		return 0, err
 	}
 	after, err := p.Stats()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	c.ns = float64((after.Runtime - before.Runtime).Nanoseconds()) / float64(after.RunCount-before.RunCount)
-	return nil
+	return float64((after.Runtime - before.Runtime).Nanoseconds()) / float64(after.RunCount-before.RunCount), nil
 }
 
 // costUDP is a frame with a UDP packet of 64 bytes of payload.
