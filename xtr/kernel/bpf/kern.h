@@ -43,6 +43,7 @@ enum bpf_map_type {
 
 #define BPF_ANY 0
 #define BPF_F_NO_PREALLOC (1U << 0)
+#define BPF_F_MMAPABLE (1U << 10)
 
 #define TC_ACT_UNSPEC (-1)
 #define TC_ACT_OK 0

@@ -169,11 +169,21 @@ struct bucket_of_tokens {
 		__uint(map_flags, BPF_F_NO_PREALLOC);                                              \
 	} name SEC(".maps")
 
+/* An array that begins at a page, so that values of 64 bytes lie in one line of the CPU's cache each. */
+#define LINES(name, v, n)                                                                          \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_ARRAY);                                                  \
+		__type(key, u32);                                                                  \
+		__type(value, v);                                                                  \
+		__uint(max_entries, n);                                                            \
+		__uint(map_flags, BPF_F_MMAPABLE);                                                 \
+	} name SEC(".maps")
+
 /* Sizes marked * are set by Go from the configuration. */
 TRIE(eid4, struct key4, struct target, 65536);                     /* * */
 TRIE(eid6, struct key6, struct target, 65536);                     /* * */
-MAP(mappings, BPF_MAP_TYPE_ARRAY, u32, struct mapping, 16384);     /* * */
-MAP(rlocs, BPF_MAP_TYPE_ARRAY, u32, struct rloc, 4096);            /* * */
+LINES(mappings, struct mapping, 16384);                            /* * */
+LINES(rlocs, struct rloc, 4096);
 MAP(dcache, BPF_MAP_TYPE_PERCPU_ARRAY, u32, struct bucket, 8192);  /* * */
 TRIE(own4, struct key4, u32, 4096);
 TRIE(own6, struct key6, u32, 4096);
