@@ -58,13 +58,14 @@ type locators [nSlots]struct {
 type target struct{ Mapping, Counter uint32 }
 
 type rlocEntry struct {
-	V6, Up   uint8
-	MTU      uint16
-	Ifindex  uint32
-	Csum     uint32
-	GPE      uint32
-	_        [4]uint32
-	Src, Dst [16]byte
+	V6, Up      uint8
+	MTU         uint16
+	Ifindex     uint32
+	Csum        uint32
+	GPE, Family uint8
+	_           uint16
+	Hop         [16]byte
+	Src, Dst    [16]byte
 }
 
 type count struct{ Packets, Bytes uint64 }

@@ -154,7 +154,7 @@ func (t *rlocTable) template(a netip.Addr) rlocEntry {
 	if !ok {
 		return e // no RLOC of this family: no path
 	}
-	e.Ifindex, e.MTU = t.path(src, a)
+	t.path(&e, src, a)
 	if slices.ContainsFunc(t.d.cfg.AllowedRLOCs, func(p netip.Prefix) bool { return p.Contains(a) }) {
 		e.GPE = 1
 	}
@@ -183,25 +183,26 @@ func (t *rlocTable) source(a netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// path asks the kernel's routes for the interface towards a, and the largest inner packet that fits it.
-func (t *rlocTable) path(src, a netip.Addr) (ifindex uint32, mtu uint16) {
+// path asks the kernel's routes for the interface and the next hop towards a, and for the largest inner
+// packet that fits.
+func (t *rlocTable) path(e *rlocEntry, src, a netip.Addr) {
 	routes, err := t.d.nl.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{SrcAddr: src.AsSlice()})
 	if err != nil {
 		// The kernel refuses a source that is not (yet) an address of ours.
 		routes, err = t.d.nl.RouteGet(a.AsSlice())
 	}
 	if err != nil || len(routes) == 0 {
-		return 0, 0
+		return
 	}
 	r := routes[0]
 	if r.Type != unix.RTN_UNICAST || r.LinkIndex == t.d.door.index {
-		return 0, 0
+		return
 	}
 	size, ok := t.links[r.LinkIndex]
 	if !ok {
 		link, err := t.d.nl.LinkByIndex(r.LinkIndex)
 		if err != nil {
-			return 0, 0
+			return
 		}
 		size = link.Attrs().MTU
 		if t.links != nil {
@@ -216,9 +217,25 @@ func (t *rlocTable) path(src, a netip.Addr) (ifindex uint32, mtu uint16) {
 		outer = 56
 	}
 	if size <= outer {
-		return 0, 0
+		return
 	}
-	return uint32(r.LinkIndex), uint16(min(size-outer, 65535))
+	e.Ifindex, e.MTU = uint32(r.LinkIndex), uint16(min(size-outer, 65535))
+	// A packet is spared the look-up that was made here. The neighbour stays the kernel's to know.
+	hop := a
+	if r.Gw != nil {
+		hop, _ = netip.AddrFromSlice(r.Gw)
+	}
+	if via, ok := r.Via.(*netlink.Via); ok {
+		hop, _ = netip.AddrFromSlice(via.Addr)
+	}
+	switch hop = hop.Unmap(); {
+	case hop.Is4():
+		e.Family = unix.AF_INET
+		copy(e.Hop[:], hop.AsSlice())
+	case hop.Is6():
+		e.Family = unix.AF_INET6
+		e.Hop = hop.As16()
+	}
 }
 
 // refresh looks all paths up again, after the host's routes or interfaces have changed.

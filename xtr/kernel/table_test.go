@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/xtr/fib"
@@ -419,4 +422,34 @@ func make9() (out []netip.Addr) {
 		out = append(out, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
 	}
 	return out
+}
+
+// TestNextHop: the way to an RLOC may lead over a next hop of the other family (RFC 8950), over a link-local
+// one, or over none.
+func TestNextHop(t *testing.T) {
+	l := newLab(t)
+	index := l.index("u0")
+	mac := func(n byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, n} }
+	l.neigh("u0", "2001:db8:100:1::66", mac(1))
+	l.neigh("u0", "fe80::66", mac(2))
+	l.neigh("u0", "100.64.8.8", mac(3))
+	l.neigh("u0", "2001:db8:100:8::8", mac(4))
+	route := func(dst string, r netlink.Route) {
+		t.Helper()
+		_, r.Dst, _ = net.ParseCIDR(dst)
+		r.LinkIndex = index
+		l.must(l.nl.RouteReplace(&r))
+	}
+	route("100.64.6.0/24", netlink.Route{Via: &netlink.Via{AddrFamily: unix.AF_INET6, Addr: net.ParseIP("2001:db8:100:1::66")}})
+	route("2001:db8:100:7::/64", netlink.Route{Gw: net.ParseIP("fe80::66")})
+	route("100.64.8.0/24", netlink.Route{Scope: netlink.SCOPE_LINK})
+	route("2001:db8:100:8::/64", netlink.Route{})
+	l.set(l.home(vmEID.v4))
+	for i, rloc := range []string{"100.64.6.6", "2001:db8:100:7::7", "100.64.8.8", "2001:db8:100:8::8"} {
+		l.set(to(host(farEID.v4), netip.MustParseAddr(rloc)))
+		l.vm.send(udp(vmMAC, gatewayMAC, header{src: vmEID.v4, dst: farEID.v4}, 1, 2, nil))
+		if got := l.wire.want(); net.HardwareAddr(got[:6]).String() != mac(byte(i+1)).String() {
+			t.Errorf("to %s: next hop %x, want %v", rloc, got[:6], mac(byte(i+1)))
+		}
+	}
 }

@@ -141,6 +141,17 @@ static __always_inline struct rloc *pick(const struct mapping *m, u32 hash)
 	return 0;
 }
 
+/* out sends an encapsulated packet to the next hop, whose MAC address the kernel knows or asks for. */
+static __always_inline int out(const struct rloc *r)
+{
+	struct bpf_redir_neigh nh = {.nh_family = r->family};
+
+	if (!r->family)
+		return bpf_redirect_neigh(r->ifindex, 0, 0, 0);
+	__builtin_memcpy(nh.ipv6_nh, r->hop, 16);
+	return bpf_redirect_neigh(r->ifindex, &nh, sizeof(nh), 0);
+}
+
 /* out_counted sends an encapsulated packet now, not after the program, so that it can be counted as
  * out. */
 static __always_inline int out_counted(struct __sk_buff *skb, struct conf *c, const struct rloc *r, struct pkt *p)
@@ -160,7 +171,7 @@ static __always_inline int out_counted(struct __sk_buff *skb, struct conf *c, co
 	}
 	if (bpf_fib_lookup(skb, &f, sizeof(f), 0) != BPF_FIB_LKUP_RET_SUCCESS || f.ifindex != r->ifindex) {
 		/* The neighbour is to be asked for first, and the kernel keeps the order behind that. */
-		return bpf_redirect_neigh(r->ifindex, 0, 0, 0);
+		return out(r);
 	}
 	eth = (void *)(long)skb->data;
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
@@ -209,7 +220,7 @@ static __always_inline int encap(struct __sk_buff *skb, struct conf *c, struct p
 		return drop(D_ENCAP, p->segs, p->len);
 	if (p->flags & F_COUNTED)
 		return out_counted(skb, c, r, p);
-	return bpf_redirect_neigh(r->ifindex, 0, 0, 0);
+	return out(r);
 }
 
 static __always_inline int deliver(struct __sk_buff *skb, struct conf *c, struct pkt *p, const struct mapping *m,

@@ -39,8 +39,10 @@ struct rloc {
 	u16 mtu;     /* largest inner packet for the interface, 0 = unlimited */
 	u32 ifindex; /* 0 = no way there */
 	u32 csum;    /* sum of the IPv4 addresses as 16-bit words */
-	u32 gpe;     /* says what is inside (RFC 9305): the receiver merges segments */
-	u32 pad[4];
+	u8 gpe;      /* says what is inside (RFC 9305): the receiver merges segments */
+	u8 family;   /* of the next hop, 0 = let the kernel look it up */
+	u16 pad;
+	u32 hop[4];
 	u32 src[4]; /* IPv4: the first word */
 	u32 dst[4];
 };
