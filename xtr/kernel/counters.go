@@ -45,58 +45,75 @@ type RouteCount struct {
 // HoldCounters says how many packets were diverted to a hold and how many of them are out again or
 // will never be; segments of super-packets count.
 func (d *DataPlane) HoldCounters(hold uint32) (diverted, reinjected uint64, err error) {
-	var h struct{ Diverted, Reinjected uint64 }
-	if err := d.holdError(hold, d.maps["holds"].Lookup(hold, &h)); err != nil {
-		return 0, 0, err
+	err = d.ask(func() error {
+		var h [2]uint64
+		var lost uint64
+		err := errors.Join(d.maps["holds"].Lookup(hold, &h), d.maps["lost"].Lookup(hold, &lost))
+		diverted, reinjected = h[0], h[1]+lost
+		return err
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("kernel: hold %d: %w", hold, err)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var lost uint64
-	if err := d.holdError(hold, d.maps["lost"].Lookup(hold, &lost)); err != nil {
-		return 0, 0, err
-	}
-	return h.Diverted, h.Reinjected + lost, nil
+	return diverted, reinjected, nil
 }
 
 // HoldReset makes the counters of a hold equal. Nothing may be on its way.
 func (d *DataPlane) HoldReset(hold uint32) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.holdError(hold, errors.Join(d.maps["holds"].Put(hold, [2]uint64{}), d.maps["lost"].Put(hold, uint64(0))))
-}
-
-// HoldDropped says that n packets of a hold will not come back. What will come though it was never
-// diverted counts below zero, in two's complement.
-func (d *DataPlane) HoldDropped(hold uint32, n uint64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var lost uint64
-	if err := d.holdError(hold, d.maps["lost"].Lookup(hold, &lost)); err != nil {
-		return err
-	}
-	return d.holdError(hold, d.maps["lost"].Put(hold, lost+n))
-}
-
-func (d *DataPlane) holdError(hold uint32, err error) error {
+	err := d.ask(func() error {
+		d.lost.Lock()
+		defer d.lost.Unlock()
+		return errors.Join(d.maps["holds"].Put(hold, [2]uint64{}), d.maps["lost"].Put(hold, uint64(0)))
+	})
 	if err != nil {
 		return fmt.Errorf("kernel: hold %d: %w", hold, err)
 	}
 	return nil
 }
 
+// HoldDropped says that n packets of a hold will not come back. What will come though it was never
+// diverted counts below zero, in two's complement.
+func (d *DataPlane) HoldDropped(hold uint32, n uint64) error {
+	err := d.ask(func() error {
+		d.lost.Lock()
+		defer d.lost.Unlock()
+		var lost uint64
+		if err := d.maps["lost"].Lookup(hold, &lost); err != nil {
+			return err
+		}
+		return d.maps["lost"].Put(hold, lost+n)
+	})
+	if err != nil {
+		return fmt.Errorf("kernel: hold %d: %w", hold, err)
+	}
+	return nil
+}
+
+// ask runs f, which asks the kernel, unless the data plane is closed.
+func (d *DataPlane) ask(f func() error) error {
+	d.live.RLock()
+	defer d.live.RUnlock()
+	if d.maps == nil {
+		return errClosed
+	}
+	return f()
+}
+
 // PortCounters returns what a port was given.
 func (d *DataPlane) PortCounters(port uint16) (fib.PortCount, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.ports.ports[port]
-	if s == nil {
-		return fib.PortCount{}, fmt.Errorf("kernel: port %d: no such port", port)
-	}
+	var e portEntry
 	var given uint64
-	if err := d.maps["given"].Lookup(uint32(port-1), &given); err != nil {
+	err := d.ask(func() error {
+		at := uint32(port) - 1
+		return errors.Join(d.maps["ports"].Lookup(at, &e), d.maps["given"].Lookup(at, &given))
+	})
+	if err == nil && e.Ifindex == 0 {
+		err = errors.New("no such port")
+	}
+	if err != nil {
 		return fib.PortCount{}, fmt.Errorf("kernel: port %d: %w", port, err)
 	}
-	return fib.PortCount{Given: s.entry.Base + given}, nil
+	return fib.PortCount{Given: e.Base + given}, nil
 }
 
 // Drops returns how many packets were dropped, by reason.
@@ -106,19 +123,21 @@ func (d *DataPlane) Drops() map[string]uint64 { return d.byName("drops", dropNam
 func (d *DataPlane) Ups() map[string]uint64 { return d.byName("ups", upNames[:], int(fib.UpMiss)) }
 
 func (d *DataPlane) byName(name string, names []string, first int) map[string]uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	m := d.maps[name]
 	out := make(map[string]uint64, len(names))
-	for i := first; i < len(names); i++ {
-		var perCPU []count
-		if m == nil || m.Lookup(uint32(i), &perCPU) != nil {
-			continue // closed
+	// Of a data plane that is closed nothing is known.
+	_ = d.ask(func() error {
+		for i := first; i < len(names); i++ {
+			var perCPU []count
+			if err := d.maps[name].Lookup(uint32(i), &perCPU); err != nil {
+				return err
+			}
+			out[names[i]] = 0
+			for _, c := range perCPU {
+				out[names[i]] += c.Packets
+			}
 		}
-		for _, c := range perCPU {
-			out[names[i]] += c.Packets
-		}
-	}
+		return nil
+	})
 	return out
 }
 
@@ -128,7 +147,9 @@ func (d *DataPlane) RouteCounters(e lisp.EID) (RouteCount, bool, error) {
 	if err != nil {
 		return RouteCount{}, false, fmt.Errorf("kernel: counters: %w", err)
 	}
-	d.mu.Lock()
+	if err := d.lock(); err != nil {
+		return RouteCount{}, false, err
+	}
 	defer d.mu.Unlock()
 	to, ok := d.fib.routes[e]
 	if !ok {
@@ -147,25 +168,29 @@ func (d *DataPlane) AllCounters() ([]RouteCount, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kernel: counters: %w", err)
 	}
-	d.mu.Lock()
-	routes := make(map[uint32]lisp.EID, len(d.fib.routes))
-	for e, to := range d.fib.routes {
-		routes[to.Counter] = e
+	if err := d.lock(); err != nil {
+		return nil, err
 	}
-	chunks := slices.Clone(d.fib.chunks)
+	owners, chunks, n := slices.Clone(d.fib.byCounter), slices.Clone(d.fib.chunks), len(d.fib.routes)
 	d.mu.Unlock()
-	out := make([]RouteCount, 0, len(routes))
-	for i, m := range chunks {
-		if m == nil {
-			continue
-		}
-		if err := readChunk(m, func(in uint32, perCPU []routeCount) {
-			if e, ok := routes[uint32(i)*chunkLen+in]; ok {
-				out = append(out, now.sum(e, perCPU))
+	out := make([]RouteCount, 0, n)
+	err = d.ask(func() error {
+		for i, m := range chunks {
+			if m == nil {
+				continue
 			}
-		}); err != nil {
-			return nil, fmt.Errorf("kernel: counters: %w", err)
+			if err := readChunk(m, func(in uint32, perCPU []routeCount) {
+				if at := i*chunkLen + int(in); at < len(owners) && owners[at].Prefix.IsValid() {
+					out = append(out, now.sum(owners[at], perCPU))
+				}
+			}); err != nil {
+				return fmt.Errorf("kernel: counters: %w", err)
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	slices.SortFunc(out, func(a, b RouteCount) int { return a.EID.Compare(b.EID) })
 	return out, nil
@@ -195,14 +220,13 @@ type clock struct {
 	now         time.Time
 }
 
-func (d *DataPlane) readClock() (clock, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.progs == nil {
-		return clock{}, errors.New("closed")
-	}
-	j, err := d.jiffies()
-	return clock{j, d.hz, time.Now()}, err
+func (d *DataPlane) readClock() (c clock, err error) {
+	err = d.ask(func() error {
+		j, err := d.jiffies()
+		c = clock{j, d.hz, time.Now()}
+		return err
+	})
+	return c, err
 }
 
 func (c clock) sum(e lisp.EID, perCPU []routeCount) RouteCount {

@@ -120,10 +120,16 @@ type DataPlane struct {
 	// renewed: not all maps are those that the attached programs have.
 	renewed bool
 
-	mu    sync.Mutex // guards what follows
-	fib   table
-	rlocs rlocTable
-	ports portTable
+	mu     sync.Mutex // guards what follows
+	closed bool
+	fib    table
+	rlocs  rlocTable
+	ports  portTable
+
+	// live is held for reading by who asks the kernel and nothing else: the flush of a hold does not
+	// wait for a large table.
+	live sync.RWMutex
+	lost sync.Mutex // guards the map of this name
 
 	events chan fib.Event
 	quit   chan struct{} // closed by stop
@@ -194,6 +200,9 @@ func (d *DataPlane) Close() error {
 }
 
 func (d *DataPlane) close() error {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
 	if d.stop != nil {
 		d.stop()
 		d.stop = nil
@@ -206,6 +215,8 @@ func (d *DataPlane) close() error {
 	d.door.queues = nil
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.live.Lock()
+	defer d.live.Unlock()
 	d.fib.close()
 	for _, p := range d.progs {
 		errs = append(errs, p.Close())
@@ -221,9 +232,26 @@ func (d *DataPlane) close() error {
 	return errors.Join(errs...)
 }
 
+var errClosed = errors.New("kernel: the data plane is closed")
+
+// lock takes mu, unless the data plane is closed.
+func (d *DataPlane) lock() error {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return errClosed
+	}
+	return nil
+}
+
 // Remove takes everything away: programs, routes, lisp0. Packets are no longer ours. It closes d.
 func (d *DataPlane) Remove() error {
-	errs := []error{d.detachAll(), d.removeDoor(), d.mergeNoMore(), d.Close(), removePins(d.cfg.PinDir)}
+	if err := d.lock(); err != nil {
+		return err
+	}
+	errs := []error{d.detachAll(), d.removeDoor(), d.mergeNoMore()}
+	d.mu.Unlock()
+	errs = append(errs, d.Close(), removePins(d.cfg.PinDir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("kernel: remove: %w", err)
 	}

@@ -246,6 +246,7 @@ func (s *space) tap(name string, mac string, offload int) *conn {
 	hw, err := net.ParseMAC(mac)
 	s.must(err)
 	s.must(s.nl.LinkSetHardwareAddr(s.link(name), hw))
+	s.must(s.nl.LinkSetTxQLen(s.link(name), 20_000)) // the reader of a test may be kept waiting
 	s.must(s.nl.LinkSetUp(s.link(name)))
 	return c
 }

@@ -60,7 +60,9 @@ func (t *portTable) read() error {
 // AttachVM takes an interface that a VM is behind. It returns the port's number, 1..4096, which the
 // frames of lisp0 and the counters bear. Attaching it again changes what is different.
 func (d *DataPlane) AttachVM(ifindex int, o Port) (uint16, error) {
-	d.mu.Lock()
+	if err := d.lock(); err != nil {
+		return 0, err
+	}
 	defer d.mu.Unlock()
 	n, err := d.ports.attach(ifindex, o)
 	if err != nil {
@@ -287,7 +289,9 @@ func (t *portTable) setHostRoute(h hostRoute) error {
 
 // DetachVM lets go of an interface, also of one that is gone. Routes that deliver there drop.
 func (d *DataPlane) DetachVM(ifindex int) error {
-	d.mu.Lock()
+	if err := d.lock(); err != nil {
+		return err
+	}
 	defer d.mu.Unlock()
 	if err := d.ports.detach(ifindex); err != nil {
 		return fmt.Errorf("kernel: detach VM interface %d: %w", ifindex, err)
@@ -315,7 +319,9 @@ func (t *portTable) forget(ifindex int) {
 
 // AttachUnderlay takes an interface over which other xTRs are reached.
 func (d *DataPlane) AttachUnderlay(ifindex int) error {
-	d.mu.Lock()
+	if err := d.lock(); err != nil {
+		return err
+	}
 	defer d.mu.Unlock()
 	if err := d.attachUnderlay(ifindex); err != nil {
 		return fmt.Errorf("kernel: attach underlay interface %d: %w", ifindex, err)
@@ -356,7 +362,9 @@ func isWire(l netlink.Link) bool {
 // AttachUpstream takes an interface of a D-ETR towards the Internet: what comes in for Own is
 // encapsulated.
 func (d *DataPlane) AttachUpstream(ifindex int) error {
-	d.mu.Lock()
+	if err := d.lock(); err != nil {
+		return err
+	}
 	defer d.mu.Unlock()
 	if err := d.attach("up_in", ifindex); err != nil {
 		return fmt.Errorf("kernel: attach upstream interface %d: %w", ifindex, err)
@@ -366,7 +374,9 @@ func (d *DataPlane) AttachUpstream(ifindex int) error {
 
 // Detach lets go of an underlay or upstream interface.
 func (d *DataPlane) Detach(ifindex int) error {
-	d.mu.Lock()
+	if err := d.lock(); err != nil {
+		return err
+	}
 	defer d.mu.Unlock()
 	err := errors.Join(d.detach("under_xdp", ifindex), d.detach("under_in", ifindex), d.detach("up_in", ifindex))
 	if err != nil {

@@ -269,7 +269,9 @@ func (d *DataPlane) RLOCState(a netip.Addr, up bool) error {
 	if !a.IsValid() {
 		return errors.New("kernel: RLOC state: not an address")
 	}
-	d.mu.Lock()
+	if err := d.lock(); err != nil {
+		return err
+	}
 	defer d.mu.Unlock()
 	t := &d.rlocs
 	if up {

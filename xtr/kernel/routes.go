@@ -25,8 +25,9 @@ type table struct {
 	free     freeList // numbers of mappings
 	nonce    uint32
 
-	chunks   []*ebpf.Map // of counters
-	counters freeList
+	chunks    []*ebpf.Map // of counters
+	counters  freeList
+	byCounter []lisp.EID // whose counter it is; zero = nobody's
 
 	gens [nGens + 1]uint32
 }
@@ -139,41 +140,73 @@ func checkEID(e lisp.EID) error {
 // one, never none. Setting a route that is there already changes nothing. Invalid routes are an error
 // before anything is done; when the kernel refuses one, those before it are set.
 func (d *DataPlane) Set(ctx context.Context, routes ...fib.Route) error {
-	d.mu.Lock()
+	if err := d.checkRoutes(routes); err != nil {
+		return err
+	}
+	for len(routes) > 0 {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("kernel: %w", err)
+		}
+		n, err := d.setSome(routes[:min(len(routes), batchLen)])
+		if err != nil {
+			return err
+		}
+		routes = routes[n:]
+	}
+	return nil
+}
+
+// batchLen is how many routes are set before others get their turn, who may be moving a VM.
+const batchLen = 512
+
+func (d *DataPlane) checkRoutes(routes []fib.Route) error {
+	if err := d.lock(); err != nil {
+		return err
+	}
 	defer d.mu.Unlock()
 	for i := range routes {
 		if err := d.fib.check(&routes[i]); err != nil {
 			return fmt.Errorf("kernel: route %v: %w", routes[i].EID, err)
 		}
 	}
-	for len(routes) > 0 {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("kernel: %w", err)
-		}
-		n, err := d.fib.set(routes[:min(len(routes), 4096)])
-		if err != nil {
-			return fmt.Errorf("kernel: set routes: %w", err)
-		}
-		routes = routes[n:]
+	return nil
+}
+
+func (d *DataPlane) setSome(routes []fib.Route) (int, error) {
+	if err := d.lock(); err != nil {
+		return 0, err
 	}
-	return d.ports.settle()
+	defer d.mu.Unlock()
+	n, err := d.fib.set(routes)
+	if err != nil {
+		err = fmt.Errorf("kernel: set routes: %w", err)
+	}
+	return n, errors.Join(err, d.ports.settle())
 }
 
 // Del removes routes. An EID without one is no error.
 func (d *DataPlane) Del(ctx context.Context, eids ...lisp.EID) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for len(eids) > 0 {
+	for some := range slices.Chunk(eids, batchLen) {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("kernel: %w", err)
 		}
-		n := min(len(eids), 4096)
-		if err := d.fib.del(eids[:n]); err != nil {
-			return fmt.Errorf("kernel: delete routes: %w", err)
+		if err := d.delSome(some); err != nil {
+			return err
 		}
-		eids = eids[n:]
 	}
-	return d.ports.settle()
+	return nil
+}
+
+func (d *DataPlane) delSome(eids []lisp.EID) error {
+	if err := d.lock(); err != nil {
+		return err
+	}
+	defer d.mu.Unlock()
+	err := d.fib.del(eids)
+	if err != nil {
+		err = fmt.Errorf("kernel: delete routes: %w", err)
+	}
+	return errors.Join(err, d.ports.settle())
 }
 
 // Routes returns the routes that the kernel has. Of Locators it knows those in use and their shares of
@@ -307,6 +340,7 @@ func (t *table) set(routes []fib.Route) (n int, err error) {
 		}
 		*done--
 		t.routes[c.eid] = c.to
+		t.owns(c.to.Counter, c.eid)
 		t.d.ports.routeChanged(c.eid, t.portOf(c.old, c.had), t.portOf(c.to, true))
 		if c.had {
 			t.release(c.old.Mapping)
@@ -351,6 +385,7 @@ func (t *table) del(eids []lisp.EID) error {
 		delete(t.routes, e)
 		t.d.ports.routeChanged(e, t.portOf(to, true), portUse{})
 		t.release(to.Mapping)
+		t.owns(to.Counter, lisp.EID{})
 		t.counters.put(to.Counter)
 	}
 	t.flushCache(len(gone), slices.Values(gone))
@@ -476,6 +511,14 @@ func (t *table) reslot(n uint32) error {
 	return nil
 }
 
+// owns says whose counter n is.
+func (t *table) owns(n uint32, e lisp.EID) {
+	for int(n) >= len(t.byCounter) {
+		t.byCounter = append(t.byCounter, lisp.EID{})
+	}
+	t.byCounter[n] = e
+}
+
 // newCounter returns the number of a counter that is zero.
 func (t *table) newCounter() (uint32, error) {
 	n, ok := t.counters.get()
@@ -533,6 +576,7 @@ func (t *table) read() error {
 	mappings, counters := map[uint32]bool{}, map[uint32]bool{}
 	for e, to := range t.routes {
 		counters[to.Counter] = true
+		t.owns(to.Counter, e)
 		if !mappings[to.Mapping] {
 			mappings[to.Mapping] = true
 			if err := t.readMapping(to.Mapping); err != nil {

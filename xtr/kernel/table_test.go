@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -452,4 +453,51 @@ func TestNextHop(t *testing.T) {
 			t.Errorf("to %s: next hop %x, want %v", rloc, got[:6], mac(byte(i+1)))
 		}
 	}
+}
+
+// TestClosed: whoever still asks a data plane that is closed gets an error, and those who ask while it
+// closes get one or an answer.
+func TestClosed(t *testing.T) {
+	l := newLab(t)
+	l.bothHome(false)
+	calls := map[string]func() error{
+		"Set":           func() error { return l.d.Set(context.Background(), to(host(outEID.v4), farRLOC.v4)) },
+		"Del":           func() error { return l.d.Del(context.Background(), host(outEID.v4)) },
+		"RLOCState":     func() error { return l.d.RLOCState(farRLOC.v4, true) },
+		"HoldCounters":  func() error { _, _, err := l.d.HoldCounters(1); return err },
+		"HoldDropped":   func() error { return l.d.HoldDropped(1, 0) },
+		"HoldReset":     func() error { return l.d.HoldReset(1) },
+		"PortCounters":  func() error { _, err := l.d.PortCounters(l.port); return err },
+		"RouteCounters": func() error { _, _, err := l.d.RouteCounters(host(farEID.v4)); return err },
+		"AllCounters":   func() error { _, err := l.d.AllCounters(); return err },
+		"DetachVM":      func() error { return l.d.DetachVM(l.vmIf + 100) },
+	}
+	var busy sync.WaitGroup
+	for name, call := range calls {
+		busy.Go(func() {
+			for range 10_000 {
+				if err := call(); err != nil {
+					if !errors.Is(err, errClosed) {
+						t.Errorf("%s: %v", name, err)
+					}
+					return
+				}
+			}
+		})
+	}
+	time.Sleep(50 * time.Millisecond)
+	l.close()
+	busy.Wait()
+	for name, call := range calls {
+		if err := call(); !errors.Is(err, errClosed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := len(l.d.Drops()); n != 0 {
+		t.Errorf("%d drop counters", n)
+	}
+	if err := l.d.Remove(); !errors.Is(err, errClosed) {
+		t.Errorf("Remove: %v", err)
+	}
+	l.close()
 }
