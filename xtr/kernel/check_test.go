@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -400,7 +399,61 @@ func TestNative(t *testing.T) {
 				t.Fatalf("no ICMP error to the VM but % x", got)
 			}
 		}
-		_ = context.Background
+		// One that is too large for the way out gets one too: IPv6's least MTU does not fit this.
+		l.must(l.nl.LinkSetMTU(l.link("up0"), 1280))
+		for _, v6 := range both {
+			p := udp(peerMAC, peerMAC, header{src: vmEID.of(v6), dst: outEID.of(v6)}, 1, 2, make([]byte, 1300))[14:]
+			l.sendWire(lispFrame(header{src: farRLOC.v4, dst: selfRLOC.v4}, 0xc001, 0, p))
+			got := l.wire.want()[50:]
+			kind, code, mtu := got[20], got[21], int(binary.BigEndian.Uint16(got[26:]))
+			want := [3]int{3, 4, 1280} // fragmentation needed (RFC 1191)
+			if v6 {
+				kind, code, mtu = got[40], got[41], int(binary.BigEndian.Uint32(got[44:]))
+				want = [3]int{2, 0, 1280} // packet too big (RFC 4443)
+			}
+			if have := [3]int{int(kind), int(code), mtu}; have != want {
+				t.Fatalf("ICMP type, code, MTU %v, want %v", have, want)
+			}
+		}
+	}
+}
+
+// TestOneLeg: a D-ETR whose one interface is both underlay and upstream, in whatever order it is told.
+func TestOneLeg(t *testing.T) {
+	for _, upstreamFirst := range both {
+		l := newLab(t, asAnchor)
+		var err error
+		l.do(func() {
+			if upstreamFirst {
+				err = l.d.Detach(l.under)
+			}
+			if err == nil {
+				err = l.d.AttachUpstream(l.under)
+			}
+			if err == nil {
+				err = l.d.AttachUnderlay(l.under)
+			}
+		})
+		l.must(err)
+		for _, v6 := range both {
+			r := to(host(farEID.of(v6)), farRLOC.of(v6))
+			r.Transit = true
+			l.set(r)
+			l.sendWire(fromTo(farRLOC.of(v6), selfRLOC.of(v6), vmEID.of(v6), farEID.of(v6)))
+			l.wire.want()
+			l.sendWire(udp(peerMAC, peerMAC, header{src: outEID.of(v6), dst: farEID.of(v6)}, 1, 2, nil))
+			l.wire.want()
+		}
+		if n := l.d.Drops()["spoofed-rloc"]; n != 0 {
+			t.Errorf("%d packets of the cloud were taken for spoofed", n)
+		}
+		l.do(func() { err = l.d.Detach(l.under) })
+		l.must(err)
+		l.sendWire(udp(peerMAC, peerMAC, header{src: outEID.v4, dst: farEID.v4}, 1, 2, nil))
+		l.sendWire(fromTo(farRLOC.v4, selfRLOC.v4, vmEID.v4, farEID.v4))
+		if f := l.wire.recv(50 * time.Millisecond); f != nil && f[23] == 17 {
+			t.Errorf("still forwards:\n%s", show(f)) // the host may answer that it has no such port
+		}
 	}
 }
 

@@ -216,6 +216,30 @@ func TestTooBig(t *testing.T) {
 	l.wire.none()
 }
 
+// TestTooBigForVM: neither does the VM get what its interface does not take.
+func TestTooBigForVM(t *testing.T) {
+	l := newLab(t)
+	l.must(l.far.nl.LinkSetMTU(l.far.link("u1"), 9000))
+	l.must(l.nl.LinkSetMTU(l.link("u0"), 9000))
+	for _, v6 := range both {
+		l.set(l.home(vmEID.of(v6)))
+		headers := map[bool]int{false: 28, true: 48}[v6]
+		for extra := range 2 {
+			inner := udp(peerMAC, peerMAC, header{src: farEID.of(v6), dst: vmEID.of(v6)}, 1, 2, make([]byte, 1500-headers+extra))[14:]
+			l.sendWire(lispFrame(header{src: farRLOC.v4, dst: selfRLOC.v4}, 0xc001, 0, inner))
+			if extra == 0 {
+				l.vm.want()
+				continue
+			}
+			up := l.up.want()
+			if u, ok := fib.DecodeUp(up); !ok || u != (fib.Up{Reason: fib.UpTooBig, Flags: fib.UpTransit, Seq: 1500}) || !bytes.Equal(up[14:], inner) {
+				t.Errorf("went up as %+v", u)
+			}
+		}
+	}
+	l.vm.none()
+}
+
 // syn is a SYN with options.
 func syn(h header, options ...layers.TCPOption) []byte {
 	tcp := &layers.TCP{SrcPort: 1, DstPort: 2, Seq: 7, SYN: true, Window: 1000, Options: options}

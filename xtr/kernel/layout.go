@@ -84,7 +84,7 @@ type portEntry struct {
 	_       uint8
 	Base    uint64
 	Copies  uint32
-	_       uint32
+	MTU     uint32
 }
 
 const confAnchor = 1

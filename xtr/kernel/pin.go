@@ -242,6 +242,10 @@ func newLink(p *ebpf.Program, prog string, ifindex int) (link.Link, error) {
 	case "vm_out", "door_out":
 		l, err := link.AttachTCX(link.TCXOptions{Program: p, Interface: ifindex, Attach: ebpf.AttachTCXEgress})
 		return l, needTCX(err)
+	case "under_in":
+		// Before up_in where both are: what is LISP is judged as coming from the underlay.
+		l, err := link.AttachTCX(link.TCXOptions{Program: p, Interface: ifindex, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+		return l, needTCX(err)
 	default:
 		l, err := link.AttachTCX(link.TCXOptions{Program: p, Interface: ifindex, Attach: ebpf.AttachTCXIngress})
 		return l, needTCX(err)

@@ -92,7 +92,7 @@ func (t *portTable) attach(ifindex int, o Port) (uint16, error) {
 			return 0, err
 		}
 	}
-	e := portEntry{Ifindex: uint32(ifindex), IID: o.IID, MAC: [6]byte(mac)}
+	e := portEntry{Ifindex: uint32(ifindex), IID: o.IID, MAC: [6]byte(mac), MTU: uint32(link.Attrs().MTU)}
 	if o.Stack {
 		e.Flags |= portStack
 	}
@@ -232,7 +232,7 @@ func (t *portTable) settle() error {
 		e := s.entry
 		e.Copies = uint32(max(s.copies, 0))
 		if link, err := t.d.nl.LinkByIndex(int(e.Ifindex)); err == nil && len(link.Attrs().HardwareAddr) == 6 {
-			e.MAC = [6]byte(link.Attrs().HardwareAddr)
+			e.MAC, e.MTU = [6]byte(link.Attrs().HardwareAddr), uint32(link.Attrs().MTU)
 		}
 		if e == s.entry {
 			continue

@@ -245,11 +245,12 @@ static __always_inline int deliver(struct __sk_buff *skb, struct conf *c, struct
 			bpf_skb_change_type(skb, PACKET_HOST);
 		return TC_ACT_OK;
 	}
-	if (hops(p)) {
-		if (p->ttl <= 1)
-			return up_ttl(skb, c, p);
+	if (hops(p) && p->ttl <= 1)
+		return up_ttl(skb, c, p);
+	if (port->mtu && p->seglen > port->mtu)
+		return up(skb, p, UP_TOO_BIG, p->port, port->mtu);
+	if (hops(p))
 		p->ttl--;
-	}
 	if (write_inner(skb, p, p->l3))
 		return drop(D_MALFORMED, p->segs, p->len);
 	if (strip(skb, p))

@@ -75,7 +75,7 @@ struct port {
 	u8 pad;
 	u64 base;   /* what the interface had counted before given began */
 	u32 copies; /* Deliver routes with Copy to this port */
-	u32 pad2;
+	u32 mtu;    /* of the interface, 0 = unknown */
 };
 
 #define SELF 8
