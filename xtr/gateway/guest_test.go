@@ -269,6 +269,7 @@ func TestAnnouncementsCorrectTheGuest(t *testing.T) {
 	guest.up("eth0", "198.51.100.10/24", "2001:db8:e1d:1::10/64")
 	wrong := net.HardwareAddr{2, 0, 0, 0, 0xba, 0xd0}
 	spoil := func() {
+		h.settled("announced") // what the new interface brought about corrects, too
 		guest.do(func() error {
 			l, err := netlink.LinkByName("eth0")
 			if err != nil {

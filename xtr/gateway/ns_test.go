@@ -197,6 +197,22 @@ func (h *hypervisor) count(name string, n uint64) {
 	})
 }
 
+// settled waits until the counter has stood still for longer than anything here takes to answer.
+func (h *hypervisor) settled(name string) {
+	h.t.Helper()
+	const still = 300 * time.Millisecond
+	last, since := h.Counters()[name], time.Now()
+	eventually(h.t, func() error {
+		if now := h.Counters()[name]; now != last {
+			last, since = now, time.Now()
+		}
+		if d := time.Since(since); d < still {
+			return fmt.Errorf("%s has been %d for %v only", name, last, d)
+		}
+		return nil
+	})
+}
+
 // eventually waits until f is content.
 func eventually(t testing.TB, f func() error) {
 	t.Helper()
