@@ -41,8 +41,12 @@ var house = map[string]struct {
 	"detr":                 {[]string{"lisp/...", "xtr", "xtr/fib"}, "the anchor is an xTR that is fed"},
 	"detr/bgp":             {[]string{"lisp"}, "Mapping <-> path, for whoever speaks BGP"},
 	"controller":           {[]string{"lisp/..."}, "it reaches agents and Map-Servers over the network only"},
+	"controller/libvirt":   {[]string{"lisp", "controller"}, "a driver: what libvirt knows and does, in the controller's nouns"},
+	"controller/qmp":       {nil, "a monitor protocol knows no cloud"},
 	"controller/boltstore": {[]string{"lisp/...", "controller"}, "a store of the controller's state"},
-	"testnet":              {[]string{"lisp"}, "the demo reaches the daemons as an operator does"},
+	"testnet":              {[]string{"lisp", "controller/qmp", "testnet/stream"}, "the demo reaches the daemons as an operator does; it starts QEMU itself, and speaks to it with the one client that there is"},
+	"testnet/stream":       {nil, "numbered packets and who counts them, in a real guest too: standard library only"},
+	"testnet/guest":        {[]string{"testnet/stream"}, "the program inside a real guest: small, standard library only"},
 	"testnet/simnet":       {[]string{"lisp"}, "a network in memory knows no role"},
 	"cmd/...":              {[]string{"..."}, "wiring: it joins what the others keep apart"},
 }
@@ -52,17 +56,18 @@ var only = map[string]struct {
 	importers []string
 	why       string
 }{
-	"go.etcd.io/bbolt":             {[]string{"mapserver/boltstore", "controller/boltstore"}, "durable state has two doors"},
-	"github.com/goccy/go-yaml":     {[]string{"cmd/internal/config"}, "role packages take typed, validated values and know no YAML"},
-	"github.com/osrg/gobgp":        {[]string{"detr/bgp"}, "GoBGP is a library in one package"},
-	"github.com/cilium/ebpf":       {[]string{"xtr/kernel"}, "the kernel's data plane has one owner"},
-	"github.com/spf13/cobra":       {[]string{"cmd/..."}, "commands are the binary's matter"},
-	"github.com/gaissmai/bart":     {[]string{"lisp/mapcache"}, "longest-prefix match is asked of mapcache"},
-	"github.com/google/gopacket":   {[]string{"lisp/lisplayer", "testnet"}, "capture tools and tests, never daemons"},
-	"github.com/mdlayher/ndp":      {[]string{"xtr/gateway"}, "Neighbor Discovery is the gateway's"},
-	"github.com/mdlayher/packet":   {[]string{"xtr/gateway"}, "raw frames of VM interfaces are the gateway's"},
-	"github.com/google/go-cmp":     {[]string{"lisp/sinktest"}, "for tests, and for the one that others run"},
-	"github.com/vishvananda/netns": {[]string{"xtr/kernel"}, "namespaces are entered by testnet, with locked threads; the data plane names the one that it is in"},
+	"go.etcd.io/bbolt":                   {[]string{"mapserver/boltstore", "controller/boltstore"}, "durable state has two doors"},
+	"github.com/goccy/go-yaml":           {[]string{"cmd/internal/config"}, "role packages take typed, validated values and know no YAML"},
+	"github.com/osrg/gobgp":              {[]string{"detr/bgp"}, "GoBGP is a library in one package"},
+	"github.com/cilium/ebpf":             {[]string{"xtr/kernel"}, "the kernel's data plane has one owner"},
+	"github.com/digitalocean/go-libvirt": {[]string{"controller/libvirt"}, "libvirt's protocol has one client"},
+	"github.com/spf13/cobra":             {[]string{"cmd/..."}, "commands are the binary's matter"},
+	"github.com/gaissmai/bart":           {[]string{"lisp/mapcache"}, "longest-prefix match is asked of mapcache"},
+	"github.com/google/gopacket":         {[]string{"lisp/lisplayer", "testnet"}, "capture tools and tests, never daemons"},
+	"github.com/mdlayher/ndp":            {[]string{"xtr/gateway"}, "Neighbor Discovery is the gateway's"},
+	"github.com/mdlayher/packet":         {[]string{"xtr/gateway"}, "raw frames of VM interfaces are the gateway's"},
+	"github.com/google/go-cmp":           {[]string{"lisp/sinktest"}, "for tests, and for the one that others run"},
+	"github.com/vishvananda/netns":       {[]string{"xtr/kernel"}, "namespaces are entered by testnet, with locked threads; the data plane names the one that it is in"},
 }
 
 // goPackage is what `go list -json` says.
