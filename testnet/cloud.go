@@ -41,6 +41,10 @@ type Options struct {
 	Progress func(string)
 	// KeepFailed leaves the cloud up when it does not come up, to look at it: Start returns it beside the error.
 	KeepFailed bool
+	// VM is the kind of the VM web, which moves: [VMNamespace] (as ""), [VMQEMU] or [VMLibvirt].
+	VM string
+	// PeerVM is the kind of the VM peer: "" = namespace, else as VM.
+	PeerVM string
 	// ReadyTimeout bounds how long daemons may take until they serve; 0 = 60 s.
 	ReadyTimeout time.Duration
 }
@@ -83,9 +87,12 @@ type Cloud struct {
 	opts  Options
 	run   *Run
 	hosts map[string]*Host
-	order []string // names of hosts as they were made
-	vms   map[string]*VM
+	order []string          // names of hosts as they were made
+	maker maker             // of the VMs of kind Options.VM
+	vms   map[string]*VM    // those that are namespaces
 	where map[string]string // VM -> hypervisor
+
+	guests map[string]CloudVM // all VMs
 
 	janitor  *exec.Cmd
 	pipe     *os.File // whose end tells the janitor
@@ -120,12 +127,16 @@ func Start(ctx context.Context, o Options) (*Cloud, error) {
 	if _, err := CleanLeftovers(); err != nil {
 		return nil, err
 	}
+	maker, err := newMaker(o.VM)
+	if err != nil {
+		return nil, err
+	}
 	prefix := "tabi-" + o.ID
 	r, err := newRun(o.ID, prefix)
 	if err != nil {
 		return nil, err
 	}
-	c := &Cloud{Flows: new(Flows), opts: o, run: r, hosts: make(map[string]*Host), vms: make(map[string]*VM),
+	c := &Cloud{Flows: new(Flows), opts: o, run: r, hosts: make(map[string]*Host), vms: make(map[string]*VM), maker: maker, guests: make(map[string]CloudVM),
 		where: make(map[string]string), removals: make(map[string]*removal)}
 	if err := c.up(ctx); err != nil {
 		if o.KeepFailed && ctx.Err() == nil {
@@ -145,6 +156,7 @@ func (c *Cloud) up(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{"namespaces and links", func(context.Context) error { return c.build() }},
+		{"hypervisors", func(ctx context.Context) error { return c.maker.start(ctx, c) }},
 		{"daemons", c.startDaemons},
 		{"inventory", c.putInventory},
 		{"VMs", c.startVMs},
@@ -359,7 +371,7 @@ func (c *Cloud) startAll(ctx context.Context, all []node) error {
 
 func (c *Cloud) defineDaemon(n node) error {
 	h := c.hosts[n.name]
-	text, err := configFile(n, h.dir, c.opts.LogLevel)
+	text, err := configFile(n, h.dir, c.opts.LogLevel, c.maker)
 	if err != nil {
 		return err
 	}
@@ -410,7 +422,7 @@ func (c *Cloud) putInventory(ctx context.Context) error {
 			return err
 		}
 	}
-	for name, home := range map[string]string{hostWeb: tour[0], hostPeer: peerHome} {
+	for name, home := range homes {
 		v := vm{name, home, []string{vmMACs[name]}, endpoints[name].eids(), "tap-" + name}
 		if err := put("vms", name, v); err != nil {
 			return err
@@ -428,26 +440,38 @@ func (c *Cloud) Controller(ctx context.Context, method, path string, in, out any
 }
 
 // startVMs brings up the VMs on their first hypervisors.
-func (c *Cloud) startVMs(context.Context) error {
-	for name, home := range map[string]string{hostWeb: tour[0], hostPeer: peerHome} {
+func (c *Cloud) startVMs(ctx context.Context) error {
+	for name, home := range homes {
 		mac, err := net.ParseMAC(vmMACs[name])
 		if err != nil {
 			return fmt.Errorf("testnet: %w", err)
 		}
-		vm, err := NewVM(c.hosts[name].ns, VMConfig{Name: name, MAC: mac, Gateway4: vmGateway4, Gateway6: vmGateway6,
-			Addrs: linkAddrs(endpoints[name].v4, endpoints[name].v6)})
+		by := c.maker
+		if name == hostPeer && c.opts.PeerVM != c.opts.VM {
+			if by, err = newMaker(c.opts.PeerVM); err != nil {
+				return err
+			}
+		}
+		m, err := by.vm(ctx, VMSpec{Name: name, MAC: mac, Gateway4: vmGateway4, Gateway6: vmGateway6, Device: "tap-" + name,
+			Addrs: linkAddrs(endpoints[name].v4, endpoints[name].v6), Guest: c.hosts[name]})
 		if err != nil {
 			return err
 		}
-		c.vms[name], c.where[name] = vm, home
-		if err := vm.Open(c.hosts[home].ns); err != nil {
-			return err
-		}
-		if _, err := vm.Resume(c.hosts[home].ns, true); err != nil {
-			return err
+		c.guests[name], c.where[name] = m, home
+		if n, ok := m.(namespaceVM); ok {
+			c.vms[name] = n.vm
 		}
 	}
-	return nil
+	// All at once: a real one takes seconds.
+	errs := make(chan error, len(homes))
+	for name, home := range homes {
+		go func() { errs <- c.guests[name].Boot(ctx, c.hosts[home]) }()
+	}
+	var all error
+	for range homes {
+		all = errors.Join(all, <-errs)
+	}
+	return all
 }
 
 // path is a pair of endpoints that must reach each other.
@@ -534,14 +558,23 @@ func (c *Cloud) Host(name string) *Host {
 // Hosts are the names of all hosts, in the order in which they were made.
 func (c *Cloud) Hosts() []string { return slices.Clone(c.order) }
 
-// VM is a VM of the cloud: "web" or "peer"; nil if there is none.
+// VM is a namespace VM of the cloud: "web" or "peer"; nil if there is none, or if it is a real one.
 func (c *Cloud) VM(name string) *VM { return c.vms[name] }
+
+// Guest is a VM of the cloud of whatever kind: "web" or "peer"; nil if there is none.
+func (c *Cloud) Guest(name string) CloudVM { return c.guests[name] }
 
 // Where is the hypervisor on which a VM runs, or ran when it was paused.
 func (c *Cloud) Where(vm string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.where[vm]
+}
+
+func (c *Cloud) setWhere(vm, host string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.where[vm] = host
 }
 
 // Run is the run's record.
@@ -581,9 +614,10 @@ func (c *Cloud) Close() error {
 	for _, r := range c.removals {
 		r.timer.Stop()
 	}
-	for _, vm := range c.vms {
-		errs = append(errs, vm.Close())
+	for _, m := range c.guests {
+		errs = append(errs, m.Close())
 	}
+	errs = append(errs, c.maker.close())
 	for _, capture := range c.captures {
 		frames, dropped, err := capture.Stop()
 		if dropped > 0 {

@@ -20,8 +20,11 @@ const (
 
 // configFile is the configuration file of the daemon of a host. It is what an operator would write: nothing in it
 // is for the demo only.
-func configFile(n node, dir string, level string) (string, error) {
+func configFile(n node, dir string, level string, by maker) (string, error) {
 	d := configData{node: n, Name: n.name, Role: n.role, Dir: dir, Socket: adminSocket(dir, n.role), Level: level}
+	if n.role == "xtr" && inCloud(n.site) {
+		d.VMs = by.agent(n, dir)
+	}
 	var b strings.Builder
 	if err := configs.ExecuteTemplate(&b, n.role, d); err != nil {
 		return "", fmt.Errorf("testnet: configuration of %s: %w", n.name, err)
@@ -33,7 +36,7 @@ func configFile(n node, dir string, level string) (string, error) {
 func ConfigFiles(dir string) (map[string]string, error) {
 	out := make(map[string]string)
 	for _, n := range append([]node{inetNode}, nodes...) {
-		text, err := configFile(n, filepath.Join(dir, n.name), "info")
+		text, err := configFile(n, filepath.Join(dir, n.name), "info", namespaceMaker{})
 		if err != nil {
 			return nil, err
 		}
@@ -51,6 +54,7 @@ var inetNode = node{name: hostInet, role: "router", about: "the Internet router,
 type configData struct {
 	node
 	Name, Role, Dir, Socket, Level string
+	VMs                            string // where the agent hears of its VMs
 }
 
 func (d configData) XTRID() string       { return d.xtrID() }
@@ -231,6 +235,8 @@ rlocs:{{template "locators" .RLOCs}}
 underlay: [eth0]
 underlay_mtu: {{.MTU}}
 vm_interfaces: ["{{.VMInterface}}"]
+{{- if .VMs}}
+vms: {{.VMs}}{{end}}
 eid_prefixes: {{list .Prefixes}}
 gateway:
   mac: "{{.GatewayMAC}}"

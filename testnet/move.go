@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -20,6 +21,10 @@ type MoveOptions struct {
 	Commit    bool   // tell the controller afterwards
 	Abort     bool   // the migration fails: the VM goes on at the source
 	Blackout  time.Duration
+	// Mode, CopyDisks and MaxDowntime are a real VM's, see [Transfer].
+	Mode        string
+	CopyDisks   bool
+	MaxDowntime time.Duration
 	// Hooks run between the steps, in the order in which they stand here. An error ends the move.
 	BeforePrepare func(context.Context) error
 	AfterPrepare  func(context.Context) error
@@ -46,9 +51,14 @@ type MoveReport struct {
 	Version        uint16   `json:"version"`
 	State          string   `json:"state"`
 	Aborted        bool     `json:"aborted,omitempty"`
+	Why            string   `json:"why,omitempty"` // why it was aborted
 
-	BlackoutMS   float64 `json:"blackout_ms"` // as it was
-	PrepareMS    float64 `json:"prepare_ms"`  // how long the controller took to prepare
+	BlackoutMS float64 `json:"blackout_ms"` // as it was
+	// TransferMS and TransferBytes are what the copy of a real VM's memory and disks took.
+	TransferMS    float64 `json:"transfer_ms,omitempty"`
+	TransferBytes uint64  `json:"transfer_bytes,omitempty"`
+
+	PrepareMS    float64 `json:"prepare_ms"` // how long the controller took to prepare
 	RunToClaimMS float64 `json:"run_to_claim_ms"`
 	// RunToPushMS is until the last D-ETR had the new mapping of the last EID in its kernel.
 	RunToPushMS float64            `json:"run_to_push_ms"`
@@ -142,10 +152,6 @@ func (t *stepTimes) last() time.Time {
 	return slices.MaxFunc([]time.Time{t.Paused, t.Redirecting, t.Run}, time.Time.Compare)
 }
 
-// tapLead is how long before the VM stops its tap is there at the target: QEMU opens it when it starts, a third of
-// a second before at the very least.
-const tapLead = 150 * time.Millisecond
-
 // tapStays is how long the source's tap stays after the VM has left: libvirt's "release" comes 1.6 s after the switch.
 const tapStays = 1600 * time.Millisecond
 
@@ -153,12 +159,11 @@ const tapStays = 1600 * time.Millisecond
 type move struct {
 	c        *Cloud
 	o        MoveOptions
-	vm       *VM
+	vm       CloudVM
 	from, to *Host
 	report   *MoveReport
 	prepared [2]time.Time // called, answered
 	ran      time.Time
-	events   []error
 }
 
 // Move moves a VM and returns what became of it. An error is one of the test's own steps; what the cloud did not do
@@ -180,11 +185,11 @@ func (c *Cloud) Move(ctx context.Context, o MoveOptions) (*MoveReport, error) {
 	if from.name == to.name {
 		return nil, fmt.Errorf("testnet: %s: %s is on %s already", o.ID, o.VM, o.To)
 	}
-	m := &move{c: c, o: o, vm: c.vms[o.VM], from: c.hosts[from.name], to: c.hosts[to.name], report: &MoveReport{
+	m := &move{c: c, o: o, vm: c.guests[o.VM], from: c.hosts[from.name], to: c.hosts[to.name], report: &MoveReport{
 		ID: o.ID, VM: o.VM, EIDs: endpoints[o.VM].eids(), From: from.site, To: to.site, FromHypervisor: from.name,
-		ToHypervisor: to.name, Dropped: map[string]uint64{}, PushMS: map[string]float64{}, Aborted: o.Abort}}
+		ToHypervisor: to.name, Dropped: map[string]uint64{}, PushMS: map[string]float64{}}}
 	m.report.Window.From = time.Now()
-	for _, step := range []func(context.Context) error{m.prepare, m.pause, m.resume} {
+	for _, step := range []func(context.Context) error{m.prepare, m.migrate} {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("testnet: %s of %s from %s to %s: %w", o.ID, o.VM, from.name, to.name, err)
 		}
@@ -214,16 +219,7 @@ func (m *move) prepare(ctx context.Context) error {
 		m.prepared[1] = time.Now()
 		m.report.PrepareMS = ms(m.prepared[1].Sub(m.prepared[0]))
 	}
-	if err := m.c.awaitRemoval(m.o.VM, m.o.To); err != nil {
-		return err
-	}
-	if err := m.vm.Open(m.to.ns); err != nil {
-		return err
-	}
-	if err := hook(ctx, m.o.AfterPrepare); err != nil {
-		return err
-	}
-	return sleep(ctx, tapLead)
+	return m.c.awaitRemoval(m.o.VM, m.o.To)
 }
 
 // waitPrepared asks the controller until it says that both agents are ready.
@@ -250,69 +246,63 @@ func (m *move) waitPrepared(ctx context.Context) error {
 	return nil
 }
 
-// pause stops the VM at the source, and waits out the blackout.
-func (m *move) pause(ctx context.Context) error {
-	m.c.opts.Progress(fmt.Sprintf("%s: the VM stops at %s", m.o.ID, m.report.FromHypervisor))
-	paused := m.vm.Pause()
-	m.report.Paused = paused
-	if m.o.StopEvent {
-		m.event(ctx, m.from, "stop", paused)
+// migrate has the VM moved by whoever runs it, and tells the controller how that ended.
+func (m *move) migrate(ctx context.Context) error {
+	r := m.report
+	told := make(chan error, 1)
+	var telling sync.Once
+	tell := func(verb string) {
+		telling.Do(func() { go func() { told <- m.tellController(ctx, verb) }() })
 	}
-	if err := hook(ctx, m.o.AfterPause); err != nil {
-		return err
-	}
-	return sleep(ctx, time.Until(paused.Add(m.o.Blackout)))
-}
-
-// event tells an agent what its hypervisor would. An agent that is not there hears nothing: that is the fault which
-// is being tested, or shows in the report.
-func (m *move) event(ctx context.Context, h *Host, what string, at time.Time) {
-	type event struct {
-		VM    string    `json:"vm"`
-		Event string    `json:"event"`
-		At    time.Time `json:"at"`
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := h.Admin(ctx, http.MethodPost, "/v1/events", event{m.o.VM, what, at}, nil); err != nil {
-		m.events = append(m.events, fmt.Errorf("%s event: %w", what, err))
-	}
-}
-
-// resume lets the VM run: at the target, or at the source if the migration failed.
-func (m *move) resume(ctx context.Context) error {
-	at, verb := m.to, "commit"
-	if m.o.Abort {
-		at, verb = m.from, "abort"
-	}
-	ran, err := m.vm.Resume(at.ns, !m.o.Abort)
+	s, err := m.vm.Migrate(ctx, Transfer{From: m.from, To: m.to, Mode: m.o.Mode, CopyDisks: m.o.CopyDisks, Blackout: m.o.Blackout,
+		MaxDowntime: m.o.MaxDowntime, Fail: m.o.Abort, Silent: !m.o.StopEvent,
+		Placed: func(ctx context.Context) error { return hook(ctx, m.o.AfterPrepare) },
+		Stopped: func(ctx context.Context, _ time.Time) error {
+			m.c.opts.Progress(fmt.Sprintf("%s: the VM stops at %s", m.o.ID, r.FromHypervisor))
+			return hook(ctx, m.o.AfterPause)
+		},
+		Resumed: func(_ time.Time, at *Host) {
+			if at == m.to {
+				m.c.setWhere(m.o.VM, at.Name)
+			}
+			tell(verbFor(at == m.to))
+			m.c.opts.Progress(fmt.Sprintf("%s: the VM runs at %s", m.o.ID, at.Name))
+		}})
 	if err != nil {
 		return err
 	}
-	m.ran = ran
-	m.report.BlackoutMS = ms(ran.Sub(m.report.Paused))
-	m.c.mu.Lock()
-	m.c.where[m.o.VM] = at.Name
-	m.c.mu.Unlock()
-	told := make(chan error, 1)
-	go func() {
-		told <- m.tellController(ctx, verb)
-	}()
-	m.event(ctx, at, "resume", ran)
-	m.c.opts.Progress(fmt.Sprintf("%s: the VM runs at %s", m.o.ID, at.Name))
+	if s.At == nil {
+		return errors.New("nobody knows where it runs")
+	}
+	tell(verbFor(s.At == m.to)) // unless it was told already
+	m.c.setWhere(m.o.VM, s.At.Name)
+	r.Aborted = s.At != m.to
+	r.Paused, m.ran = s.Stopped, s.Resumed
+	if !s.Stopped.IsZero() && !s.Resumed.IsZero() {
+		r.BlackoutMS = ms(s.Resumed.Sub(s.Stopped))
+	}
+	r.TransferMS, r.TransferBytes, r.Why = ms(s.Total), s.Bytes, s.Why
+	r.Problems = append(r.Problems, s.Problems...)
 	if err := <-told; err != nil {
-		m.events = append(m.events, err)
+		r.Problems = append(r.Problems, err.Error())
 	}
 	left := m.from
-	if m.o.Abort {
+	if r.Aborted {
 		left = m.to
 	}
 	m.c.removeLater(m.o.VM, left)
 	return hook(ctx, m.o.AfterRun)
 }
 
+func verbFor(moved bool) string {
+	if moved {
+		return "commit"
+	}
+	return "abort"
+}
+
 func (m *move) tellController(ctx context.Context, verb string) error {
-	if !m.o.Commit && !m.o.Abort {
+	if !m.o.Commit && verb == "commit" || !m.o.Prepare && verb == "abort" {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -326,13 +316,10 @@ func (m *move) tellController(ctx context.Context, verb string) error {
 // conclude waits for the new mapping at the D-ETRs and collects the records.
 func (m *move) conclude(ctx context.Context) {
 	r := m.report
-	for _, err := range m.events {
-		r.Problems = append(r.Problems, err.Error())
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, m.o.SettleWait, fmt.Errorf("not within %v", m.o.SettleWait))
 	defer cancel()
 	_ = sleep(ctx, 50*time.Millisecond) // our own questions must not be in the way of what they measure
-	if !m.o.Abort {
+	if !r.Aborted {
 		pushed, err := m.c.anchorsAt(ctx, m.o.VM)
 		if err != nil {
 			r.Problems = append(r.Problems, err.Error())
@@ -382,7 +369,7 @@ func (m *move) records(ctx context.Context) controllerRecord {
 			// The controller's copy may be older than what the agents count.
 			rec.Held, rec.Redirected, rec.Replayed = max(rec.Held, a.Held), max(rec.Redirected, a.Redirected), max(rec.Replayed, a.Replayed)
 		}
-		if m.o.Abort || !rec.Times.Flushed.IsZero() && !rec.Times.Claimed.IsZero() {
+		if m.report.Aborted || !rec.Times.Flushed.IsZero() && !rec.Times.Claimed.IsZero() {
 			return rec
 		}
 		if sleep(ctx, 50*time.Millisecond) != nil {
@@ -421,7 +408,7 @@ func (m *move) timeline(rec controllerRecord) {
 	add(stepPrepared, m.prepared[1], fmt.Sprintf("%s holds, %s is armed", r.ToHypervisor, r.FromHypervisor))
 	add(stepPause, r.Paused, "the VM stops at "+r.FromHypervisor)
 	add(stepRedirect, rec.Times.Redirecting, fmt.Sprintf("%d packets replayed, %d redirected", r.Replayed, r.Redirected))
-	if m.o.Abort {
+	if r.Aborted {
 		add(stepRun, m.ran, "the migration failed: the VM goes on at "+r.FromHypervisor)
 		add(stepAborted, rec.Times.Aborted, "")
 	} else {
@@ -455,8 +442,8 @@ type removal struct {
 func (c *Cloud) removeLater(vm string, h *Host) {
 	r := &removal{done: make(chan struct{})}
 	r.timer = time.AfterFunc(tapStays, func() {
-		c.drops.leaving(h, c.vms[vm].Tap)
-		r.err = c.vms[vm].Remove(h.ns)
+		c.drops.leaving(h, c.guests[vm].Interface())
+		r.err = c.guests[vm].Leave(h)
 		close(r.done)
 	})
 	c.mu.Lock()

@@ -113,6 +113,11 @@ func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 	for _, vm := range c.vms {
 		r.Machine.VMMLost += vm.Lost()
 	}
+	for name, m := range c.guests {
+		if c.vms[name] == nil {
+			r.Problems = append(r.Problems, m.Flaws()...)
+		}
+	}
 	var err error
 	if r.Machine.LinkDrops, err = c.drops.since(c.hosts); err != nil {
 		return nil, err

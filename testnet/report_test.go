@@ -155,7 +155,7 @@ func TestAgentRecordOfAnUnpreparedMove(t *testing.T) {
 
 func TestTimelineIsInOrder(t *testing.T) {
 	at := time.Unix(1e9, 0)
-	m := &move{vm: &VM{}, ran: at.Add(200 * time.Millisecond), prepared: [2]time.Time{at.Add(-160 * time.Millisecond), at.Add(-155 * time.Millisecond)},
+	m := &move{vm: namespaceVM{&VM{}}, ran: at.Add(200 * time.Millisecond), prepared: [2]time.Time{at.Add(-160 * time.Millisecond), at.Add(-155 * time.Millisecond)},
 		report: &MoveReport{Paused: at, PushMS: map[string]float64{"detr1": 3.5, "detr2": 2.5}, FromHypervisor: "a", ToHypervisor: "b"}}
 	m.timeline(controllerRecord{Times: stepTimes{Redirecting: at.Add(time.Millisecond), Claimed: at.Add(202 * time.Millisecond)}})
 	var names []string

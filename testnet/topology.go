@@ -54,6 +54,9 @@ const (
 // Hypervisors that the demo's VM visits, in order.
 var tour = []string{"nezu-hv1", "hokuriku-hv1", "nara-hv1"}
 
+// homes are where the VMs run first.
+var homes = map[string]string{hostWeb: tour[0], hostPeer: peerHome}
+
 // peerHome is where the VM peer lives.
 const peerHome = "nezu-hv2"
 
