@@ -29,7 +29,7 @@ func (c *Controller) putSite(r *http.Request) (int, any, error) {
 	}
 	return c.write(r, func(time.Time) (any, error) {
 		old, ok := c.inv.sites[s.Name]
-		if !ok || old != s {
+		if !ok || !old.same(s) {
 			c.inv.sites[s.Name] = s
 			c.dirty.putSite(s)
 		}
@@ -63,6 +63,34 @@ type HypervisorStatus struct {
 	AgentError string    `json:"agent_error,omitempty"` // why it cannot be reached now
 	VMsToTell  int       `json:"vms_to_tell"`           // VMs that the agent does not know of yet
 	VMs        []string  `json:"vms"`                   // which run there
+
+	// What its driver says; nothing without one.
+	DriverSeen  time.Time `json:"driver_seen,omitzero"`
+	DriverError string    `json:"driver_error,omitempty"` // why it cannot be reached now
+	Node        *Node     `json:"node,omitempty"`
+	Used        Capacity  `json:"used"`           // by the VMs there, and those on their way there
+	Free        *Capacity `json:"free,omitempty"` // nil = not known, or not bounded
+}
+
+// VMStatus is a VM as the API shows it.
+type VMStatus struct {
+	VM
+	State   GuestState `json:"state"`             // as its hypervisor's driver says; "unknown" without one
+	Seen    time.Time  `json:"seen,omitzero"`     // when it said so
+	Guest   *Guest     `json:"guest,omitempty"`   // as it was seen last
+	Storage string     `json:"storage,omitempty"` // "shared", "local", "none"; "" = not known
+	Site    string     `json:"site,omitempty"`
+	// Migration is the id of the migration that it is in, Move that of the move.
+	Migration string `json:"migration,omitempty"`
+	Move      string `json:"move,omitempty"`
+	Problem   string `json:"problem,omitempty"` // why it cannot be moved by us, or what is wrong
+}
+
+// Capacity is an amount of what VMs need.
+type Capacity struct {
+	VMs    int    `json:"vms,omitempty"`
+	CPUs   int    `json:"cpus"`
+	Memory uint64 `json:"memory"` // bytes
 }
 
 func (c *Controller) hvStatus(h Hypervisor) HypervisorStatus {

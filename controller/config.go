@@ -30,6 +30,13 @@ type Config struct {
 	Timing Timing
 	// KeepMoves is how many moves that have ended are remembered, 0 = 10,000.
 	KeepMoves int
+	// KeepMigrations is the same of migrations, 0 = 10,000.
+	KeepMigrations int
+	// Drivers opens a connection to a hypervisor by its URI; nil = there are no drivers. It must not block: a
+	// [Driver] connects when it is used.
+	Drivers func(uri string) (Driver, error)
+	// PerLink is how many migrations use one link at a time, 0 = 1.
+	PerLink int
 }
 
 // Server is a Map-Server and the key that it shares with the controller.
@@ -68,6 +75,23 @@ type Timing struct {
 	Poll time.Duration
 	// PollIdle is the same while it does not: unprepared moves are found so (default 15 s).
 	PollIdle time.Duration
+	// Announced is how long an announced move waits for its VM to be on its way (default 30 min).
+	Announced time.Duration
+	// List is how often a driver is asked for all VMs, besides after events (default 1 min), ListSoon how long after
+	// an event (default 200 ms).
+	List, ListSoon time.Duration
+	// Driver is how long one request to a driver may take, migrations aside (default 20 s); DriverRetry and
+	// DriverRetryMax bound the interval between two attempts at one that is lost (defaults 1 s, 30 s).
+	Driver, DriverRetry, DriverRetryMax time.Duration
+	// Vanish is how long a discovered VM may be on no list before it is forgotten (default 10 min), and a VM on the
+	// list of another hypervisor only than where it is said to be, before that is believed (default 1 min).
+	Vanish, Relocate time.Duration
+	// Locate is how often the hypervisors are asked where a VM runs whose migration nobody watched (default 2 s).
+	Locate time.Duration
+	// Finish is how long a migration that has arrived waits for a Map-Server to confirm (default 10 s).
+	Finish time.Duration
+	// Stall is how long a migration may send nothing before it counts as slow (default 1 min).
+	Stall time.Duration
 	// Tell is how often agents are told again what VMs there are (default 5 min).
 	Tell time.Duration
 }
@@ -94,6 +118,17 @@ func (t Timing) withDefaults() Timing {
 		{&t.Poll, 500 * time.Millisecond},
 		{&t.PollIdle, 15 * time.Second},
 		{&t.Tell, 5 * time.Minute},
+		{&t.Announced, 30 * time.Minute},
+		{&t.List, time.Minute},
+		{&t.ListSoon, 200 * time.Millisecond},
+		{&t.Driver, 20 * time.Second},
+		{&t.DriverRetry, time.Second},
+		{&t.DriverRetryMax, 30 * time.Second},
+		{&t.Vanish, 10 * time.Minute},
+		{&t.Relocate, time.Minute},
+		{&t.Locate, 2 * time.Second},
+		{&t.Finish, 10 * time.Second},
+		{&t.Stall, time.Minute},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.def
@@ -112,6 +147,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.KeepMoves <= 0 {
 		c.KeepMoves = 10_000
+	}
+	if c.KeepMigrations <= 0 {
+		c.KeepMigrations = 10_000
+	}
+	if c.PerLink <= 0 {
+		c.PerLink = 1
 	}
 	return c
 }

@@ -38,6 +38,7 @@ func TestMoveAnnounced(t *testing.T) {
 		if m.State != Pushed || m.Times.Pushed.Sub(m.Times.Committed) > 10*time.Millisecond {
 			t.Fatalf("after commit: %+v", m)
 		}
+		time.Sleep(10 * latency) // the first Map-Server's word is enough for pushed; the other's is on its way
 		w.checkAt(t, "hv2", 7)
 		m = r.until(t, "m1", Settled)
 		if m.Held != 23 || m.Redirected != 17 || m.Replayed != 2 || m.Times.Settled.Sub(m.Times.Run) < settleTime {

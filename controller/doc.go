@@ -63,6 +63,98 @@
 // The state machine is a pure function (machine.go). Every change is durable before anything is done
 // about it, everything done may be repeated, and after a restart all that was not acknowledged is.
 //
+// # Real VMs: drivers
+//
+// A hypervisor with "driver" (a libvirt URI: "qemu+tcp://hv1/system", "qemu+unix:///system?socket=PATH", "qemu+ssh://..",
+// "qemu+tls://..") is watched: what VMs are there, what they do, what they need. "driver_peer" is how the other
+// hypervisors' libvirt reaches it, if that is another URI, and "migrate_uri" where it wants the memory of VMs that come.
+//
+//	curl -X PUT $C/v1/hypervisors/nezu-hv1 -d '{..., "driver":"qemu+tcp://192.0.2.1/system","migrate_uri":"tcp://192.0.2.1"}'
+//
+// A VM is its domain of the same UUID, name or MAC address. VMs that nobody entered are listed as "discovered", with the
+// EIDs and the owner that stand in their domain's metadata; without EIDs they are listed, and tabi does not move them.
+// An owner in the metadata is believed if that owner is at home at the site, or the site has no owners: a site cannot
+// say that a VM is a stranger's. A VM that was entered, or chowned, has its owner from there.
+//
+//	curl $C/v1/vms/web                    # VMStatus: state, guest, storage, owner, migration
+//	curl $C/v1/vms/web/addresses          # assigned and seen
+//	curl -X PUT $C/v1/vms/web/owner -d '{"owner":"alice"}'
+//	curl -X PUT "$C/v1/vms/web/definition?hypervisor=nezu-hv1" --data-binary @web.xml
+//	curl -X POST $C/v1/vms/web/start      # stop, kill, hibernate, resume, pause; ?hypervisor= starts it elsewhere
+//
+// Storage: network disks are shared by nature. A file is shared if it lies below one of the site's "shared_storage"
+// directories, and the target's site has the same file at the same path: a directory with a name ("nfs1=/srv/vms") is
+// the same file system wherever the name is the same, one without is the site's own. Every other file is local, and
+// travels with "copy_storage". A path alone cannot tell.
+//
+// # Policy
+//
+// A site that says neither "owners" nor "lend" is open: every VM may come, as far as it has room. It is how a cloud of one
+// organisation works, and nothing needs to be configured for it. A site that says either is strict, and what it does not
+// allow is refused:
+//
+//   - VMs of its "owners" are at home: they may always come.
+//   - Others are guests. Without "lend" no guest may come; {"lend":{}} says the same.
+//   - A guest may come if its owner is in lend.owners ("*": anybody whose VM has an owner), or its name is in
+//     lend.vms ("web", "web-*"); and, if lend.from_sites is not empty, only from one of these.
+//   - All guests together have at most lend.cpus virtual CPUs and lend.memory bytes (0: not limited beyond the room).
+//   - A VM may always move within its site, and a site never keeps a VM from leaving.
+//
+// Every move that the controller begins obeys: PUT /v1/moves, migrations, drains, by name or placed. Moves that are
+// announced, or that nobody announced, have been decided by somebody else: they are carried out.
+//
+//	curl -X PUT $C/v1/sites/nezu -d '{"owners":["wide"],"lend":{"cpus":8,"memory":17179869184,"owners":["alice"],
+//	    "vms":["camp-*"],"from_sites":["camp"]},"shared_storage":["nfs1=/srv/vms"]}'
+//
+// Placement, when no hypervisor is named: of those that admit the VM, have its room, and are neither drained nor silent, the
+// one with the most of its memory free, in parts of the whole; between equals, or when nobody knows what is free, the one
+// with the fewest VMs, then the first by name. Room is kept for VMs that are on their way.
+//
+// # Migrations
+//
+// A migration is a move that the controller drives itself, by the driver of the source (peer to peer). Without a driver
+// on both sides POST /v1/migrations is refused: prepare a move then, and migrate yourself.
+//
+//	curl -X POST $C/v1/preflight  -d '{"vm":"web","site":"nezu"}'          # checks, target, estimate; changes nothing
+//	curl -X POST $C/v1/migrations -d '{"vm":"web","to":"nezu-hv1","mode":"live","max_downtime":"50ms","on_slow":"postcopy"}'
+//	curl "$C/v1/migrations/ID?wait=10s&after=SEQ"                          # answers as soon as seq > SEQ, or it has ended
+//	curl -X POST $C/v1/migrations/ID/cancel                                # and /postcopy; /detach says that nobody watches
+//	curl "$C/v1/migrations?vm=web&phase=done&drain=nezu-hv1&limit=10"
+//
+//	queued -> preflight -> preparing -> migrating -> finishing -> done
+//	   |          |            |         |    ^ \         ^
+//	   |          |            v         v    |  v        |
+//	   |          |         undoing <----+---locating ----+
+//	   v          v            v
+//	 cancelled or failed <-----+
+//
+// One migration at a time uses a link: the pair of sites, or, within a site, the pair of hypervisors ([Config.PerLink]).
+// It ends done when the VM runs at the target, and failed or cancelled when it has stayed; then "error" is one line and
+// "detail" the whole story. locating asks both hypervisors where the VM runs: after a restart of the controller, or when
+// the driver cannot say. What is said of the end is what they answered.
+//
+// on_slow is what is done about a migration that gets nowhere: the guest changes its memory faster than the line carries it,
+// or what remains has not shrunk for some iterations, or nothing is sent at all. It is noted with figures, and then: abort
+// (the default), postcopy, converge (admit longer and longer downtimes; begins with auto_converge), wait. A guest is
+// never stopped to make it converge.
+//
+// # Draining a hypervisor
+//
+//	curl -X POST $C/v1/hypervisors/hv1/drain -d '{"plan_only":true}'       # [{"vm","to","why"}]; changes nothing
+//	curl -X POST $C/v1/hypervisors/hv1/drain -d '{"on_slow":"wait"}'       # from now on nothing is placed there
+//	curl $C/v1/hypervisors/hv1/drain                                       # how far it has come
+//	curl -X POST $C/v1/hypervisors/hv1/undrain                             # cancels what is still queued
+//
+// VMs on hypervisors without a driver stand in the plan without a migration: an external mover takes them there by
+// PUT /v1/moves/{id}.
+//
+// # Announcements
+//
+// POST /v1/announcements {"vm" or "uuid" or "macs", "to"}: somebody else, "virsh migrate" or another cloud controller, is about
+// to migrate a VM. A move is prepared, under an id that follows from the VM and where it was, so that saying it twice is
+// saying it once; the answer does not wait for it. If no migration follows, the move is undone when its time is up
+// (Timing.Announced), or as soon as the source's agent says that the VM stays.
+//
 // # Versions
 //
 // Agents are told the version that the mapping has ("version" in PUT /v1/handovers/{id}; 0 = not known),

@@ -18,7 +18,17 @@ import (
 type Site struct {
 	Name        string `json:"name"`
 	Description string `json:"description,omitempty"`
+	// Owners are at home here: their VMs may always come. Lend is for everybody else's. A site with neither is
+	// open; see the package's documentation, "Policy".
+	Owners []string `json:"owners,omitempty"`
+	Lend   *Lend    `json:"lend,omitempty"`
+	// SharedStorage are directories, and all below them, that every hypervisor of the site mounts from one file
+	// system. "nfs1=/srv/vms" names the file system: sites that have the same name have the same.
+	SharedStorage []string `json:"shared_storage,omitempty"`
 }
+
+// same reports whether s and o are equal.
+func (s Site) same(o Site) bool { return reflect.DeepEqual(s, o) }
 
 // Hypervisor is a host that VMs run on, and its xTR's agent.
 type Hypervisor struct {
@@ -33,6 +43,20 @@ type Hypervisor struct {
 	// Locators are what its xTR registers, when that is not just RLOC with priority 1 and weight 100: the
 	// controller registers the same on its behalf. RLOC, where other xTRs redirect to, is one of them.
 	Locators []Locator `json:"locators,omitempty"`
+
+	// Driver is the URI by which the controller reaches what runs its VMs ("qemu+tcp://hv1/system"); "" = it only
+	// has an agent, and others migrate its VMs.
+	Driver string `json:"driver,omitempty"`
+	// DriverPeer is the same as the other hypervisors reach it; "" = Driver.
+	DriverPeer string `json:"driver_peer,omitempty"`
+	// MigrateURI is where it wants the memory of VMs that come ("tcp://10.0.0.1"); "" = it says itself.
+	MigrateURI string `json:"migrate_uri,omitempty"`
+	// Drained hypervisors get no VM but by name. Set by drain and undrain; a PUT without it leaves it.
+	Drained      bool      `json:"drained,omitempty"`
+	DrainedSince time.Time `json:"drained_since,omitzero"`
+	// CPUs and Memory (bytes) are what it has for VMs; 0 = what the driver says, and without one it is not bounded.
+	CPUs   int    `json:"cpus,omitempty"`
+	Memory uint64 `json:"memory,omitempty"`
 }
 
 // Locator is one RLOC of an xTR.
@@ -67,6 +91,17 @@ type VM struct {
 	EIDs       []lisp.EID `json:"eids"`
 	Interface  string     `json:"interface,omitempty"` // name of its interface on every hypervisor, if it has one
 
+	// Owner is who it belongs to: a person or an organisation, as in the sites' policies; "" = nobody said. UUID is its
+	// domain's. A PUT without them leaves them. CPUs and Memory (bytes) are what it needs, for VMs whose hypervisors
+	// have no driver.
+	Owner  string `json:"owner,omitempty"`
+	UUID   string `json:"uuid,omitempty"`
+	CPUs   int    `json:"cpus,omitempty"`
+	Memory uint64 `json:"memory,omitempty"`
+	// Discovered VMs were found at a hypervisor, and nobody entered them: they vanish with their domain. Those whose
+	// domain does not say EIDs are shown only.
+	Discovered bool `json:"discovered,omitempty"`
+
 	// Version is the newest version of the mappings of its EIDs that the controller has heard of, Placed
 	// when it learned where the VM runs. Both are kept by the controller and ignored in requests.
 	Version lisp.Version `json:"version,omitempty"`
@@ -82,7 +117,8 @@ func (v VM) clone() VM {
 // same reports whether a and b say the same, the controller's own fields aside.
 func (v VM) same(o VM) bool {
 	return v.Name == o.Name && v.Hypervisor == o.Hypervisor && v.Interface == o.Interface &&
-		slices.Equal(v.MACs, o.MACs) && slices.Equal(v.EIDs, o.EIDs)
+		v.Owner == o.Owner && v.UUID == o.UUID && v.CPUs == o.CPUs && v.Memory == o.Memory &&
+		v.Discovered == o.Discovered && slices.Equal(v.MACs, o.MACs) && slices.Equal(v.EIDs, o.EIDs)
 }
 
 var (
@@ -97,7 +133,25 @@ func checkName(what, name string) error {
 	return nil
 }
 
-func (s Site) validate() error { return checkName("site", s.Name) }
+func (s Site) validate() error {
+	if err := checkName("site", s.Name); err != nil {
+		return err
+	}
+	for _, o := range s.Owners {
+		if err := checkName("owner", o); err != nil {
+			return fmt.Errorf("site %s: %w", s.Name, err)
+		}
+	}
+	for _, p := range s.SharedStorage {
+		if err := checkPool(p); err != nil {
+			return fmt.Errorf("site %s: %w", s.Name, err)
+		}
+	}
+	if err := s.Lend.check(); err != nil {
+		return fmt.Errorf("site %s: %w", s.Name, err)
+	}
+	return nil
+}
 
 // normal brings h to the one form in which it is stored and compared, and validates it.
 func (h Hypervisor) normal() (Hypervisor, error) {
