@@ -48,10 +48,14 @@ func (x *XTR) portUp(p *port, now time.Time) {
 			x.appear(v.EIDs, v.Name, p, "", evidence{at: at, strong: true, why: "the VM runs here"}, now)
 		}
 	}
+	for _, s := range x.early.take(p.index, now) {
+		x.frame(s, now)
+	}
 	x.saver.mark(now)
 }
 
 func (x *XTR) portDown(index int, now time.Time) {
+	_ = x.early.take(index, now)
 	p := x.loc.ports[index]
 	if p == nil {
 		return
@@ -129,7 +133,9 @@ func (x *XTR) notLocal(e lisp.EID) {
 func (x *XTR) frame(s Sighting, now time.Time) {
 	p, mac := x.loc.ports[s.If], macText(s.MAC)
 	if p == nil || mac == "" {
-		x.count("sightings-nowhere")
+		if mac == "" || !x.early.keep(s, now) {
+			x.count("sightings-nowhere")
+		}
 		return
 	}
 	if s.At.IsZero() {

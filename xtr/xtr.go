@@ -81,6 +81,7 @@ type XTR struct {
 	res       *resolver
 	smr       *smr
 	loc       *locals
+	early     early                    // frames of interfaces that are not served yet
 	active    map[lisp.EID]*handover // those that have not ended, by EID
 	handovers map[string]*handover   // all, by id
 	order     []*handover            // all, as they began
