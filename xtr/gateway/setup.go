@@ -52,7 +52,7 @@ func setUp(link netlink.Link, m mac) error {
 		errs = append(errs, fmt.Errorf("set up: %w", err))
 	}
 	// One that the interface got before it was ours.
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	addrs, err := addrList(link)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("list addresses: %w", err))
 	}
@@ -64,4 +64,19 @@ func setUp(link netlink.Link, m mac) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// dumpTries bounds how often the kernel is asked again for a list that changed while it was read.
+const dumpTries = 10
+
+// addrList lists the IPv6 addresses of an interface. On a host that starts many VMs at once something changes all
+// the time, and what the kernel says then may be incomplete.
+func addrList(link netlink.Link) (addrs []netlink.Addr, err error) {
+	for range dumpTries {
+		addrs, err = netlink.AddrList(link, netlink.FAMILY_V6)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return addrs, err
 }
