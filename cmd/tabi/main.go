@@ -46,6 +46,7 @@ See it work, on this machine, in its own network namespaces:   sudo tabi demo`,
 		&cobra.Group{ID: "try", Title: "Try it:"},
 		&cobra.Group{ID: "look", Title: "Look into running daemons:"},
 		&cobra.Group{ID: "move", Title: "Move VMs (talks to the controller):"},
+		&cobra.Group{ID: "hook", Title: "Tell tabi of migrations that others start:"},
 		&cobra.Group{ID: "daemon", Title: "Daemons:"},
 	)
 	add := func(group string, cmds ...*cobra.Command) {
@@ -57,6 +58,7 @@ See it work, on this machine, in its own network namespaces:   sudo tabi demo`,
 	add("try", newDemoCommand(), newBenchCommand())
 	add("look", newShowCommand(), newExplainCommand(), newLigCommand(), newDoctorCommand(), newConfigCommand())
 	add("move", newMoveCommand(), newSiteCommand(), newHypervisorCommand(), newVMCommand())
+	add("hook", newHookCommand())
 	add("daemon", newXTRCommand(), newMapServerCommand(), newDETRCommand(), newControllerCommand(), newRouterCommand())
 	return root
 }
