@@ -121,6 +121,18 @@ func (h *libvirtHook) announce(ctx context.Context) (told string, err error) {
 			return "", nil
 		}
 	}
+	if told, err = h.arriving(ctx, cfg, vm); err == nil {
+		_ = os.Remove(pending) // it is not there when all went well at once
+		return told, nil
+	}
+	if mark := markPending(pending); mark != nil {
+		err = fmt.Errorf("%w; not tried again: %w", err, mark)
+	}
+	return "", err
+}
+
+// arriving reads what arrives and tells of it.
+func (h *libvirtHook) arriving(ctx context.Context, cfg config.Hook, vm string) (told string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
 	xml, err := readAll(ctx, h.in)
@@ -135,15 +147,7 @@ func (h *libvirtHook) announce(ctx context.Context) (told string, err error) {
 		h.say(err, "") // the metadata are wrong; what they should say the controller may know
 	}
 	guest.Name = cmp.Or(guest.Name, vm)
-	told, err = tell(ctx, cfg, guest)
-	if err == nil {
-		_ = os.Remove(pending) // it is not there when all went well at once
-		return told, nil
-	}
-	if mark := markPending(pending); mark != nil {
-		err = fmt.Errorf("%w; not tried again: %w", err, mark)
-	}
-	return "", err
+	return tell(ctx, cfg, guest)
 }
 
 // pendingFile names the mark of a VM whose announcement is to be tried again. libvirt allows no "/" in names.

@@ -239,7 +239,7 @@ func TestHookNonsense(t *testing.T) {
 	}
 	l.controller.was(t)
 	marks, err := filepath.Glob(filepath.Join(l.dir, "state", "*"))
-	if d := cmp.Diff([]string{l.dir + "/state/pending-x"}, marks); err != nil || d != "" {
+	if d := cmp.Diff([]string{l.dir + "/state/pending-web", l.dir + "/state/pending-x"}, marks); err != nil || d != "" {
 		t.Errorf("%v\n%s", err, d)
 	}
 	if out, err := tabi(t, "hook", "libvirt", "--nonsense"); err != nil || !strings.Contains(out, "unknown flag") {
