@@ -16,7 +16,9 @@ func TestDecode(t *testing.T) {
 		{"greeting", `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}`,
 			func(m message) bool { return m.greeting != nil && m.greeting.version == "7.2.22" }},
 		{"answer", `{"return": {"running": true}, "id": 7}`,
-			func(m message) bool { return m.reply != nil && m.reply.id == 7 && string(m.reply.value) == `{"running": true}` }},
+			func(m message) bool {
+				return m.reply != nil && m.reply.id == 7 && string(m.reply.value) == `{"running": true}`
+			}},
 		{"answer of null", `{"return": null, "id": 8}`, func(m message) bool { return m.reply != nil && m.reply.id == 8 }},
 		{"refusal", `{"id": 9, "error": {"class": "CommandNotFound", "desc": "no"}}` + "\r",
 			func(m message) bool {
