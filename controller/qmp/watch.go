@@ -155,6 +155,7 @@ func (w *watch) list(now time.Time) {
 	if w.listed && !w.dirty {
 		return
 	}
+	first := !w.listed
 	w.listed, w.dirty = true, false
 	all := []Guest{}
 	for _, s := range w.followed {
@@ -169,7 +170,15 @@ func (w *watch) list(now time.Time) {
 		return 1
 	})
 	w.f(Event{Kind: Listed, All: all, At: now})
+	for _, g := range all {
+		if first && g.Leaving && g.Status.Running {
+			w.f(Event{Kind: Migrating, Guest: g, At: now, Why: foundLeaving})
+		}
+	}
 }
+
+// foundLeaving is why, where no event said it.
+const foundLeaving = "found migrating"
 
 // hear takes what a follower says.
 func (w *watch) hear(t told, now time.Time) {
@@ -215,7 +224,7 @@ func (w *watch) found(s *followed, g Guest, now time.Time) {
 	w.list(now)
 	if was == nil {
 		if g.Leaving && g.Status.Running {
-			w.f(Event{Kind: Migrating, Guest: g, At: now, Why: "found migrating"})
+			w.f(Event{Kind: Migrating, Guest: g, At: now, Why: foundLeaving})
 		}
 		return
 	}
@@ -225,7 +234,7 @@ func (w *watch) found(s *followed, g Guest, now time.Time) {
 	case !was.Status.Running && g.Status.Running:
 		w.f(Event{Kind: Resumed, Guest: g, At: now, Why: "found running"})
 	case !was.Leaving && g.Leaving && g.Status.Running:
-		w.f(Event{Kind: Migrating, Guest: g, At: now, Why: "found migrating"})
+		w.f(Event{Kind: Migrating, Guest: g, At: now, Why: foundLeaving})
 	case was.Leaving && !g.Leaving && g.Status.Running:
 		w.f(Event{Kind: Resumed, Guest: g, At: now, Why: "found not migrating any more"})
 	}
