@@ -48,7 +48,10 @@ type Options struct {
 	Parallel        int           // connections, at most 255; 0 or 1 = one
 	// AllowPostCopy lets a live migration be switched to post-copy later, see [Client.StartPostCopy].
 	AllowPostCopy bool
-	// Disks are copied while the guest writes to them. The target must have been started with -S.
+	// BeforeSwitch, if not nil, is called when the VM has stopped for the switch and nothing is decided. An error ends
+	// the migration, and the VM goes on at the source. The VM stands still as long as it takes. Not for PostCopy.
+	BeforeSwitch func() error
+	// Disks are copied while the guest writes to them.
 	Disks []Disk
 	// NBD is where the target serves its disks meanwhile; wanted if there are Disks.
 	NBD NBD
@@ -228,6 +231,11 @@ func (m *migration) run(ctx context.Context) error {
 		return err
 	}
 	m.wasRunning = was.Running
+	if there, err := m.dst.Status(ctx); err != nil {
+		return err
+	} else if there.Status != statusIncoming {
+		return fmt.Errorf("qmp: migrate: the target waits for no VM: it is %s", there.Status)
+	}
 	if err := m.configure(ctx); err != nil {
 		return err
 	}
@@ -239,6 +247,11 @@ func (m *migration) run(ctx context.Context) error {
 		if err := m.src.Execute(ctx, "stop", nil, nil); err != nil {
 			return m.stay(err)
 		}
+	}
+	// Told to stop while it waits, QEMU does not let the VM run by itself when it is complete. It must not: the source
+	// may still be given up then, and would run the VM, too.
+	if err := m.dst.Execute(ctx, "stop", nil, nil); err != nil {
+		return m.stay(err)
 	}
 	uri := func(s string) any { return map[string]string{"uri": s} }
 	if err := m.dst.Execute(ctx, "migrate-incoming", uri(m.o.Listen), nil); err != nil {
@@ -268,7 +281,7 @@ func (m *migration) configure(ctx context.Context) error {
 		{"auto-converge", m.o.AutoConverge},
 		{"multifd", multifd},
 		{"postcopy-ram", m.o.Mode == PostCopy || m.o.AllowPostCopy},
-		{"pause-before-switchover", len(m.o.Disks) > 0},
+		{"pause-before-switchover", len(m.o.Disks) > 0 || m.o.BeforeSwitch != nil},
 	}
 	params := map[string]any{"multifd-compression": "none"}
 	if multifd {
@@ -334,10 +347,18 @@ func (m *migration) follow(ctx context.Context) error {
 			if giveUp != nil {
 				return m.stay(fmt.Errorf("qmp: migrate: not begun: %w", giveUp))
 			}
+		case "postcopy-active":
+			// Somebody else may have switched to it: then it is not known to the target that the VM is to run.
+			if !post && m.wasRunning {
+				post = true
+				if err := m.letRun(); err != nil {
+					return &UnclearError{err}
+				}
+			}
 		case "pre-switchover":
 			if !switched && giveUp == nil {
 				switched = true
-				giveUp = m.switchDisks()
+				giveUp = m.beforeSwitch()
 			}
 		case "active":
 			if m.o.Mode == PostCopy && !post && giveUp == nil {
@@ -356,11 +377,38 @@ func (m *migration) follow(ctx context.Context) error {
 	}
 }
 
+// letRun has the target run the VM as soon as it can.
+func (m *migration) letRun() error {
+	ctx, cancel := undoing()
+	defer cancel()
+	return m.dst.Execute(ctx, "cont", nil, nil)
+}
+
+// beforeSwitch does what is to be done while the VM runs nowhere, and has QEMU go on.
+func (m *migration) beforeSwitch() error {
+	if m.o.BeforeSwitch != nil {
+		if err := m.o.BeforeSwitch(); err != nil {
+			return err
+		}
+	}
+	return m.switchDisks()
+}
+
 // startPostCopy is not for the caller's context: halfway it could not be told whether it was done.
 func (m *migration) startPostCopy() error {
 	ctx, cancel := undoing()
 	defer cancel()
-	return m.src.StartPostCopy(ctx)
+	if !m.wasRunning {
+		return m.src.StartPostCopy(ctx)
+	}
+	// It is to run while its memory is still here.
+	if err := m.dst.Execute(ctx, "cont", nil, nil); err != nil {
+		return err
+	}
+	if err := m.src.StartPostCopy(ctx); err != nil {
+		return errors.Join(err, m.dst.Execute(ctx, "stop", nil, nil))
+	}
+	return nil
 }
 
 // cancel asks the source to give up.

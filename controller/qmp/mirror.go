@@ -140,6 +140,7 @@ func (m *migration) measureDisks(ctx context.Context) {
 }
 
 // switchDisks ends the copies of a VM that has stopped for the switch: from now on the target's disks are the disks.
+// Then it has QEMU go on.
 func (m *migration) switchDisks() error {
 	ctx, cancel := undoing()
 	defer cancel()

@@ -153,13 +153,19 @@ func TestMigrate(t *testing.T) {
 		{"compressed over four connections", func(o *Options) { o.Compress, o.Parallel = true, 4 }},
 		{"auto-converge and post-copy allowed", func(o *Options) { o.AutoConverge, o.AllowPostCopy = true, true }},
 		{"post-copy", func(o *Options) { o.Mode = PostCopy }},
+		{"post-copy by somebody else", func(o *Options) { o.AllowPostCopy, o.Bandwidth = true, slow }},
 		{"offline", func(o *Options) { o.Mode = Offline }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			src, dst, o := pair(t)
 			c.set(&o)
 			var told []Progress
-			r, err := Migrate(within(t, 30*time.Second), src.Client, dst.Client, o, func(p Progress) { told = append(told, p) })
+			r, err := Migrate(within(t, 30*time.Second), src.Client, dst.Client, o, func(p Progress) {
+				told = append(told, p)
+				if o.Bandwidth == slow && p.Status == "active" {
+					go func() { _ = src.StartPostCopy(t.Context()) }()
+				}
+			})
 			must(t, err)
 			wantStatus(t, dst, "running")
 			wantStatus(t, src, "postmigrate")
@@ -209,6 +215,39 @@ func TestMigrateCancelled(t *testing.T) {
 			wantStatus(t, again, "running")
 		})
 	}
+}
+
+// At the switch itself, while the VM runs nowhere.
+func TestMigrateCancelledAtTheSwitch(t *testing.T) {
+	src, dst, o := pair(t)
+	why := errors.New("no")
+	o.BeforeSwitch = func() error {
+		wantStatus(t, src, "finish-migrate")
+		return why
+	}
+	r, err := Migrate(within(t, 30*time.Second), src.Client, dst.Client, o, nil)
+	if unclear := new(UnclearError); !errors.Is(err, why) || errors.As(err, &unclear) {
+		t.Errorf("%v", err)
+	}
+	wantStatus(t, src, "running")
+	if r.Stopped.IsZero() || r.Resumed.Before(r.Stopped) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// Once it is decided it is too late.
+func TestMigrateCancelledAfterTheSwitch(t *testing.T) {
+	src, dst, o := pair(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer dst.Hear(func(e MonitorEvent) {
+		if e.Name == "RESUME" {
+			cancel()
+		}
+	})()
+	_, err := Migrate(ctx, src.Client, dst.Client, o, nil)
+	must(t, err)
+	wantStatus(t, dst, "running")
+	wantStatus(t, src, "postmigrate")
 }
 
 func TestMigrateTargetDies(t *testing.T) {
@@ -275,7 +314,7 @@ func TestMigrateDisks(t *testing.T) {
 				return []string{"-blockdev", "driver=raw,node-name=disk0,file.driver=file,file.filename=" + file}
 			}
 			src := startQEMU(t, dir, "a", disk("a.img", content)...)
-			dst := startQEMU(t, dir, "b", append([]string{"-S", "-incoming", "defer"}, disk("b.img", make([]byte, size))...)...)
+			dst := startQEMU(t, dir, "b", append([]string{"-incoming", "defer"}, disk("b.img", make([]byte, size))...)...)
 			o := Options{Listen: "unix:" + filepath.Join(dir, "m"), Disks: []Disk{{Node: "disk0", TopOnly: top}}, NBD: NBD{Path: filepath.Join(dir, "nbd")}}
 			r, err := Migrate(within(t, 60*time.Second), src.Client, dst.Client, o, nil)
 			must(t, err)
@@ -301,7 +340,7 @@ func TestMigrateDisksRefused(t *testing.T) {
 	must(t, os.WriteFile(small, make([]byte, 1<<19), 0o600))
 	disk := func(f string) string { return "driver=raw,node-name=disk0,file.driver=file,file.filename=" + f }
 	src := startQEMU(t, dir, "a", "-blockdev", disk(file))
-	dst := startQEMU(t, dir, "b", "-S", "-incoming", "defer", "-blockdev", disk(small))
+	dst := startQEMU(t, dir, "b", "-incoming", "defer", "-blockdev", disk(small))
 	o := Options{Listen: "unix:" + dir + "/m", Disks: []Disk{{Node: "disk0"}}, NBD: NBD{Path: dir + "/nbd"}}
 	_, err := Migrate(within(t, 30*time.Second), src.Client, dst.Client, o, nil)
 	if err == nil {

@@ -284,11 +284,11 @@ func (w *watch) follow(ctx context.Context, id socketID) {
 			return false
 		}
 	}
-	pause := redialFirst
+	pause, broke := redialFirst, 0
 	for ctx.Err() == nil {
 		c, err := Dial(ctx, id.path)
 		if err == nil {
-			pause = redialFirst
+			pause, broke = redialFirst, 0
 			err = w.serve(ctx, c, say)
 			_ = c.Close()
 			if err == nil {
@@ -298,6 +298,8 @@ func (w *watch) follow(ctx context.Context, id socketID) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 			say(told{lost: true})
+		case broke < 5 && (errors.Is(err, ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)):
+			broke++ // a QEMU that ends: what it leaves is seen at the next attempt
 		default:
 			say(told{failed: err})
 		}
