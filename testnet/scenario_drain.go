@@ -1,0 +1,441 @@
+package testnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DrainOptions say how a hypervisor is drained. The zero value is the demo's.
+type DrainOptions struct {
+	VMs      int           // on the hypervisor; 0 = 200
+	Parallel int           // moves at the same time; 0 = 8
+	Blackout time.Duration // how long a VM runs nowhere; 0 = 50 ms
+	Rate     int           // packets a second of each of a VM's flows, in each direction; 0 = 10
+}
+
+func (o *DrainOptions) fill() {
+	if o.VMs == 0 {
+		o.VMs = 200
+	}
+	if o.Parallel == 0 {
+		o.Parallel = 8
+	}
+	if o.Blackout == 0 {
+		o.Blackout = 50 * time.Millisecond
+	}
+	if o.Rate == 0 {
+		o.Rate = 10
+	}
+}
+
+// The hypervisor that is drained, and those that its VMs may go to.
+const drainFrom = "nara-hv1"
+
+var drainTo = []string{"nezu-hv1", "hokuriku-hv1"}
+
+// drainRest is how long the flows run before the first move and after the last.
+const drainRest = time.Second
+
+// Drain lets many VMs run on one hypervisor, empties it onto two others, and reports what the VMs' flows saw, where the
+// tables and the wire had each EID, and what the daemons took. An error is one of the test's own steps; what the cloud
+// did wrong is a report that does not pass.
+func (c *Cloud) Drain(ctx context.Context, o DrainOptions) (*DrainReport, error) {
+	o.fill()
+	begin := time.Now()
+	f, err := startFleet(ctx, c, drainFrom, o.VMs, o.Rate)
+	if err != nil {
+		return nil, err
+	}
+	c.opts.Progress(fmt.Sprintf("%d VMs run on %s (%.1f s)", o.VMs, drainFrom, time.Since(begin).Seconds()))
+	d := &drain{c: c, o: o, f: f, report: &DrainReport{VMs: o.VMs, From: drainFrom, Parallel: o.Parallel, Machine: machine()},
+		tables: newTableTrails(), moves: make([]*DrainMove, 0, o.VMs)}
+	r, err := d.play(ctx)
+	return r, errors.Join(err, f.close())
+}
+
+// drain is a Drain under way.
+type drain struct {
+	c      *Cloud
+	o      DrainOptions
+	f      *fleet
+	report *DrainReport
+	wire   *wireWitness
+	tables *tableTrails // its own goroutine's until watching has ended
+
+	mu    sync.Mutex
+	moves []*DrainMove
+	now   int // moves under way
+}
+
+func (d *drain) play(ctx context.Context) (*DrainReport, error) {
+	drops := backlogDrops()
+	if err := d.c.drops.reset(d.c.hosts); err != nil {
+		return nil, err
+	}
+	meter, err := newUsageMeter(d.c, "xtr", "mapserver", "controller", "detr")
+	if err != nil {
+		return nil, err
+	}
+	if d.wire, err = d.watchWire(); err != nil {
+		return nil, err
+	}
+	defer d.wire.stop()
+	if err := d.f.flows.Start(ctx); err != nil {
+		return nil, err
+	}
+	watching, enough := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { d.watchTables(watching) })
+	err = d.drainAll(ctx)
+	enough()
+	watch.Wait()
+	if err != nil {
+		return nil, err
+	}
+	d.c.opts.Progress("the last packets arrive")
+	if err := d.f.flows.Stop(ctx); err != nil {
+		return nil, err
+	}
+	d.c.opts.Progress("counting")
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	r := d.report
+	if r.Usage, err = meter.read(); err != nil {
+		return nil, err
+	}
+	r.Machine.BacklogDrops = backlogDrops() - drops
+	r.Machine.VMMLost = d.f.lost()
+	if r.Machine.LinkDrops, err = d.c.drops.since(d.c.hosts); err != nil {
+		return nil, err
+	}
+	frames, missed, err := d.wire.stop()
+	if err != nil {
+		return nil, err
+	}
+	r.WireFrames, r.WireMissed, r.TableLooks = frames, missed, d.tables.looks
+	if err := d.pushTimes(ctx); err != nil {
+		return nil, err
+	}
+	d.judgePlaces()
+	r.Moves = d.moves
+	r.judge(d.f.flows.Report(d.windows()))
+	return r, nil
+}
+
+// drainAll lets the flows run, moves every VM, and waits until everybody knows.
+func (d *drain) drainAll(ctx context.Context) error {
+	if err := sleep(ctx, drainRest); err != nil {
+		return err
+	}
+	plan, err := d.plan(ctx)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	turns := make(chan struct{}, d.o.Parallel)
+	var wg sync.WaitGroup
+	for i, p := range plan {
+		select {
+		case turns <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			if err := d.move(ctx, i, p); err != nil {
+				fail(fmt.Errorf("testnet: move of %s to %s: %w", p.VM, p.To, err))
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	d.report.Seconds = time.Since(began).Seconds()
+	d.c.opts.Progress("the old interfaces go")
+	if err := d.f.settle(); err != nil {
+		return err
+	}
+	if err := d.f.waitKnown(ctx); err != nil {
+		d.report.Problems = append(d.report.Problems, err.Error())
+	}
+	return sleep(ctx, drainRest)
+}
+
+// drainStep is one move of a plan.
+type drainStep struct {
+	VM string `json:"vm"`
+	To string `json:"to"`
+}
+
+// plan is the order of the moves: in turn to each of the targets.
+func (d *drain) plan(context.Context) ([]drainStep, error) {
+	var out []drainStep
+	for i, v := range d.f.vms {
+		out = append(out, drainStep{v.name, drainTo[i%len(drainTo)]})
+	}
+	return out, nil
+}
+
+// move makes one move, with every signal that a cloud gives.
+func (d *drain) move(ctx context.Context, i int, p drainStep) error {
+	v, ok := d.f.find(p.VM)
+	if !ok {
+		return errors.New("the plan has a VM that is not of the fleet")
+	}
+	from, to := d.c.hosts[v.at], d.c.hosts[p.To]
+	m := &DrainMove{ID: fmt.Sprintf("drain-%03d", i), VM: v.name, To: p.To, window: Window{From: time.Now()}}
+	d.step(+1)
+	defer d.step(-1)
+	if err := d.prepare(ctx, m); err != nil {
+		return err
+	}
+	m.PrepareMS = ms(time.Since(m.window.From))
+	if err := v.vm.Open(to.ns); err != nil {
+		return err
+	}
+	if err := sleep(ctx, tapLead); err != nil {
+		return err
+	}
+	paused := v.vm.Pause()
+	if err := tellEvent(ctx, from, v.name, "stop", paused); err != nil {
+		m.Problems = append(m.Problems, err.Error())
+	}
+	if err := sleep(ctx, time.Until(paused.Add(d.o.Blackout))); err != nil {
+		return err
+	}
+	ran, err := v.vm.Resume(to.ns, true)
+	if err != nil {
+		return err
+	}
+	v.at, m.ran, m.BlackoutMS = p.To, ran, ms(ran.Sub(paused))
+	if err := tellEvent(ctx, to, v.name, "resume", ran); err != nil {
+		m.Problems = append(m.Problems, err.Error())
+	}
+	if err := d.c.Controller(ctx, http.MethodPost, "/v1/moves/"+m.ID+"/commit", nil, nil); err != nil {
+		m.Problems = append(m.Problems, err.Error())
+	}
+	m.window.To = time.Now().Add(time.Second)
+	d.f.removeLater(v, from)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.moves = append(d.moves, m)
+	if n := len(d.moves); n%(max(d.o.VMs, 10)/10) == 0 || n == d.o.VMs {
+		d.c.opts.Progress(fmt.Sprintf("%d of %d VMs moved", n, d.o.VMs))
+	}
+	return nil
+}
+
+// step counts moves that are under way.
+func (d *drain) step(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.now += n
+	d.report.AtOnce = max(d.report.AtOnce, d.now)
+}
+
+// prepare asks the controller until it says that both agents are ready.
+func (d *drain) prepare(ctx context.Context, m *DrainMove) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var rec controllerRecord
+	err := d.c.Controller(ctx, http.MethodPut, "/v1/moves/"+m.ID, drainStep{m.VM, m.To}, &rec)
+	for err == nil && rec.State == "preparing" {
+		if err = sleep(ctx, 5*time.Millisecond); err == nil {
+			err = d.c.Controller(ctx, http.MethodGet, "/v1/moves/"+m.ID, nil, &rec)
+		}
+	}
+	if err == nil && rec.State != "prepared" {
+		err = fmt.Errorf("the controller says %q: %s %s", rec.State, rec.Why, rec.Error)
+	}
+	if err != nil {
+		return fmt.Errorf("prepare: %w", err)
+	}
+	return nil
+}
+
+// tellEvent tells an agent what its hypervisor would.
+func tellEvent(ctx context.Context, h *Host, vm, what string, at time.Time) error {
+	type event struct {
+		VM    string    `json:"vm"`
+		Event string    `json:"event"`
+		At    time.Time `json:"at"`
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := h.Admin(ctx, http.MethodPost, "/v1/events", event{vm, what, at}, nil); err != nil {
+		return fmt.Errorf("%s event: %w", what, err)
+	}
+	return nil
+}
+
+// tableEvery is the time between two readings of all tables.
+const tableEvery = 200 * time.Millisecond
+
+// watchTables reads the tables of all Map-Servers and D-ETRs until ctx ends.
+func (d *drain) watchTables(ctx context.Context) {
+	var eids []string
+	for _, v := range d.f.vms {
+		eids = append(eids, v.eids()...)
+	}
+	var hypervisors []netip.Addr
+	for _, n := range nodesOf("xtr", inCloud) {
+		hypervisors = append(hypervisors, n.rlocList()...)
+	}
+	for sleep(ctx, tableEvery) == nil {
+		for _, role := range []string{"mapserver", "detr"} {
+			for _, n := range nodesOf(role, inCloud) {
+				if rows, err := d.c.anchorMappings(ctx, n.name); err == nil {
+					d.tables.look(n.name, rows, eids, hypervisors, time.Now())
+				} else if ctx.Err() == nil {
+					d.tables.problems[err.Error()]++
+				}
+			}
+		}
+	}
+}
+
+// judgePlaces says where EIDs were that they should not have been.
+func (d *drain) judgePlaces() {
+	r := d.report
+	r.Misplaced = append(r.Misplaced, d.tables.seen()...)
+	from := mustNode(d.f.home).rlocList()[0]
+	for _, v := range d.f.vms {
+		to := mustNode(v.at).rlocList()[0]
+		for _, a := range []netip.Addr{v.v4, v.v6} {
+			r.Misplaced = append(r.Misplaced, d.wire.trails.judge(a, from, to)...)
+			r.Misplaced = append(r.Misplaced, d.tables.judge(netip.PrefixFrom(a, a.BitLen()).String(), from, to)...)
+		}
+	}
+}
+
+// pushTimes reads when each D-ETR had the new mappings in its kernel.
+func (d *drain) pushTimes(ctx context.Context) error {
+	for _, anchor := range d.c.anchors() {
+		rows, err := d.c.anchorMappings(ctx, anchor)
+		if err != nil {
+			return err
+		}
+		for _, m := range d.moves {
+			v, _ := d.f.find(m.VM)
+			for _, eid := range v.eids() {
+				if row, ok := rows[eid]; ok {
+					m.RunToPushMS = max(m.RunToPushMS, ms(row.InstalledAt.Sub(m.ran)))
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (d *drain) windows() (out []Window) {
+	for _, m := range d.moves {
+		out = append(out, m.window)
+	}
+	return out
+}
+
+// wireWitness looks at the LISP data packets that the Internet router forwards.
+type wireWitness struct {
+	trails wireTrails // its own goroutine's until it has stopped
+	sock   *packetSocket
+	done   chan struct{}
+	once   sync.Once
+
+	frames, missed uint64
+	err            error
+}
+
+// watchWire begins to look at the packets of the fleet.
+func (d *drain) watchWire() (*wireWitness, error) {
+	w := &wireWitness{done: make(chan struct{})}
+	gates := map[netip.Addr]string{}
+	for _, n := range nodesOf("detr", inCloud) {
+		for _, a := range n.rlocList() {
+			gates[a] = n.name
+		}
+	}
+	which := map[netip.Addr]bool{}
+	for _, v := range d.f.vms {
+		which[v.v4], which[v.v6] = true, true
+	}
+	w.trails = wireTrails{speaks: map[netip.Addr]*trail{}, sent: map[sentTo]*trail{}, which: which, gates: gates}
+	var err error
+	if w.sock, err = openPacketSocket(d.c.hosts[hostInet].ns, ""); err != nil {
+		return nil, err
+	}
+	if err := w.sock.onlyLISPData(); err != nil {
+		return nil, errors.Join(err, w.sock.close())
+	}
+	go func() {
+		defer close(w.done)
+		_ = w.sock.receive(func(frame []byte, from *unix.SockaddrLinklayer, atNS int64) {
+			if from.Pkttype == unix.PACKET_OUTGOING {
+				return
+			}
+			if p, ok := parseLISPData(frame); ok {
+				w.frames++
+				w.trails.packet(p, time.Unix(0, atNS))
+			}
+		})
+	}()
+	return w, nil
+}
+
+// stop ends the looking, and says how many packets were seen and how many could not be looked at.
+func (w *wireWitness) stop() (frames, missed uint64, err error) {
+	w.once.Do(func() {
+		w.missed = w.sock.drops()
+		w.err = w.sock.close()
+		<-w.done
+	})
+	return w.frames, w.missed, w.err
+}
+
+// onlyLISPData makes the socket give the first bytes of LISP data packets that come in, and nothing else.
+func (s *packetSocket) onlyLISPData() error {
+	const snap = 160 // bytes: Ethernet, IPv6, UDP, LISP, IPv6
+	stmt := func(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
+	jump := func(k uint32, yes, no uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: yes, Jf: no, K: k}
+	}
+	const ldh, ldb = unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+	program := []unix.SockFilter{
+		stmt(ldh, 12),
+		jump(unix.ETH_P_IPV6, 5, 0),
+		jump(unix.ETH_P_IP, 0, 9), // else: no
+		stmt(ldb, 23),
+		jump(unix.IPPROTO_UDP, 0, 7),
+		stmt(ldh, 36),
+		jump(lispDataPort, 4, 5),
+		stmt(ldb, 20), // IPv6
+		jump(unix.IPPROTO_UDP, 0, 3),
+		stmt(ldh, 56),
+		jump(lispDataPort, 0, 1),
+		stmt(unix.BPF_RET|unix.BPF_K, snap),
+		stmt(unix.BPF_RET|unix.BPF_K, 0),
+	}
+	var err error
+	ctlErr := s.conn.Control(func(fd uintptr) {
+		const ignoreOutgoing = 23 // PACKET_IGNORE_OUTGOING
+		err = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.SOL_PACKET, ignoreOutgoing, 1),
+			unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}))
+	})
+	if err := errors.Join(ctlErr, err); err != nil {
+		return fmt.Errorf("testnet: filter of LISP data: %w", err)
+	}
+	return nil
+}
