@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -43,12 +44,14 @@ type HandoverSpec struct {
 //	GET    /v1/vms
 //	PUT    /v1/vms/{vm}                 what the controller knows of a VM
 //	DELETE /v1/vms/{vm}
-//	GET    /v1/handovers
+//	GET    /v1/guests                   what the hypervisors say of VMs
+//	GET    /v1/handovers                with ?vm=NAME those of one VM
 //	GET    /v1/handovers/{id}
 //	PUT    /v1/handovers/{id}           prepare
 //	POST   /v1/handovers/{id}/commit    the VM runs at the target
 //	POST   /v1/handovers/{id}/abort     the VM stays at the source
 //	POST   /v1/events                   what a hypervisor tells of a VM
+//	POST   /v1/announcements            a VM is about to arrive here, from wherever it is
 //
 // All of it is idempotent. Bodies are JSON; an error is {"error": "..."} with status 400, 404 or 409.
 func (x *XTR) Handler() http.Handler {
@@ -63,27 +66,13 @@ func (x *XTR) Handler() http.Handler {
 		return call(ctx, x, false, func(now time.Time) (any, error) { return nil, x.deleteVM(r.PathValue("vm"), now) })
 	})
 	handle(mux, "GET /v1/handovers", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
-		return call(ctx, x, false, func(time.Time) (any, error) { return x.records(), nil })
+		return call(ctx, x, false, func(time.Time) (any, error) { return x.records(r.URL.Query().Get("vm")), nil })
 	})
 	handle(mux, "GET /v1/handovers/{id}", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
 		return call(ctx, x, false, func(time.Time) (any, error) { return x.record(r.PathValue("id")) })
 	})
 	handle(mux, "PUT /v1/handovers/{id}", func(ctx context.Context, r *http.Request, s HandoverSpec) (any, error) {
-		var saved <-chan struct{}
-		h, err := call(ctx, x, true, func(now time.Time) (any, error) {
-			h, err := x.prepare(r.PathValue("id"), s, now)
-			saved = x.saver.saved(now)
-			return h, err
-		})
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case <-saved:
-		case <-x.ended:
-		case <-ctx.Done():
-		}
-		return h, nil
+		return saved(ctx, x, func(now time.Time) (Handover, error) { return x.prepare(r.PathValue("id"), s, now) })
 	})
 	handle(mux, "POST /v1/handovers/{id}/commit", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
 		return call(ctx, x, true, func(now time.Time) (any, error) { return x.commit(r.PathValue("id"), now) })
@@ -94,7 +83,32 @@ func (x *XTR) Handler() http.Handler {
 	handle(mux, "POST /v1/events", func(ctx context.Context, r *http.Request, ev VMEvent) (any, error) {
 		return nil, x.VMEvent(ctx, ev)
 	})
+	handle(mux, "GET /v1/guests", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
+		return call(ctx, x, false, func(now time.Time) (any, error) { return x.showGuests(now), nil })
+	})
+	handle(mux, "POST /v1/announcements", func(ctx context.Context, r *http.Request, a Announcement) (any, error) {
+		return saved(ctx, x, func(now time.Time) (Handover, error) { return x.announce(a, now) })
+	})
 	return mux
+}
+
+// saved is call for what has to be on disk when it is answered.
+func saved(ctx context.Context, x *XTR, f func(now time.Time) (Handover, error)) (any, error) {
+	var done <-chan struct{}
+	h, err := call(ctx, x, true, func(now time.Time) (any, error) {
+		h, err := f(now)
+		done = x.saver.saved(now)
+		return h, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-done:
+	case <-x.ended:
+	case <-ctx.Done():
+	}
+	return h, nil
 }
 
 // handle serves one pattern: it decodes the body into B and encodes the answer. Nothing to answer is 204.
@@ -185,10 +199,11 @@ func (x *XTR) vmEIDs(in []lisp.EID) ([]lisp.EID, error) {
 	return out, nil
 }
 
+// listVMs lists what the controller has told.
 func (x *XTR) listVMs() []vm {
 	out := []vm{}
-	for _, v := range x.loc.sortedVMs() {
-		out = append(out, *v)
+	for _, name := range slices.Sorted(maps.Keys(x.loc.specs)) {
+		out = append(out, *x.loc.specs[name])
 	}
 	return out
 }
@@ -205,42 +220,41 @@ func (x *XTR) putVM(name string, s VMSpec, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	// What only a hypervisor says gives way.
 	for _, e := range eids {
-		if o := x.loc.owner[e]; o != nil && o.Name != name {
+		if o := x.loc.owner[e]; o != nil && o.Name != name && x.loc.specs[o.Name] != nil {
 			return fmt.Errorf("%w: EID %v is of VM %q", ErrConflict, e, o.Name)
 		}
 	}
 	for _, m := range ms {
-		if o := x.loc.byMAC[m]; o != nil && o.Name != name {
+		if o := x.loc.byMAC[m]; o != nil && o.Name != name && x.loc.specs[o.Name] != nil {
 			return fmt.Errorf("%w: MAC address %s is of VM %q", ErrConflict, m, o.Name)
 		}
 	}
-	v := &vm{Name: name, Interface: s.Interface, MACs: ms, EIDs: eids}
-	for _, e := range x.loc.putVM(v) {
-		if le := x.loc.eids[e]; le != nil && le.VM == name && x.active[e] == nil {
-			x.reg.withdraw(e, now)
-			x.notLocal(e)
-			x.program(now, e)
+	x.loc.specs[name] = &vm{Name: name, Interface: s.Interface, MACs: ms, EIDs: eids}
+	names := map[string]bool{name: true}
+	for _, e := range eids {
+		if o := x.loc.owner[e]; o != nil {
+			names[o.Name] = true
 		}
 	}
-	x.knownNow(v, now)
+	x.knowGuests(names, now)
+	x.know(name, now) // once more: what it has taken from others is free now
+	if v := x.loc.vms[name]; v != nil {
+		x.knownNow(v, now)
+	}
 	x.saver.mark(now)
 	return nil
 }
 
 // knownNow looks whether a VM that has become known was seen here already.
 func (x *XTR) knownNow(v *vm, now time.Time) {
-	for _, e := range v.EIDs {
-		if le := x.loc.eids[e]; le != nil {
-			le.VM, le.Learned = v.Name, false
-		}
-	}
 	var p *port
 	var mac string
 	ev := evidence{why: "the VM was seen here before it was announced"}
 	for _, m := range v.MACs {
 		if seen, ok := x.loc.macs[m]; ok && x.loc.ports[seen.index] != nil && now.Sub(seen.at) < recentFrame &&
-			x.loc.rightPort(v.Interface, x.loc.ports[seen.index]) {
+			x.loc.rightNIC(m, v.Interface, x.loc.ports[seen.index]) {
 			p, mac, ev.at = x.loc.ports[seen.index], m, seen.at
 		}
 	}
@@ -264,17 +278,23 @@ func (x *XTR) knownNow(v *vm, now time.Time) {
 }
 
 func (x *XTR) deleteVM(name string, now time.Time) error {
-	if x.loc.vms[name] == nil {
+	if x.loc.specs[name] == nil {
 		return fmt.Errorf("%w: VM %q", ErrNotFound, name)
 	}
+	delete(x.loc.specs, name)
 	x.loc.deleteVM(name)
+	x.knowGuests(map[string]bool{name: true}, now)
 	x.saver.mark(now)
 	return nil
 }
 
-func (x *XTR) records() []Handover {
+// records lists the handovers of a VM; of all VMs if it has no name.
+func (x *XTR) records(vm string) []Handover {
 	out := make([]Handover, 0, len(x.order))
 	for _, h := range x.order {
+		if vm != "" && h.VM != vm {
+			continue
+		}
 		rec := h.snapshot()
 		rec.Redirected = x.redirected(h)
 		out = append(out, rec)
@@ -352,11 +372,16 @@ func (x *XTR) prepared(h *handover, now time.Time) []op {
 		h.Why = "prepared when the VM had stopped"
 		return []op{opRoutes}
 	}
-	h.to(Armed, "prepared")
+	return x.arm(h, "prepared", now)
+}
+
+// arm makes a source keep copies of what its VM is given.
+func (x *XTR) arm(h *handover, why string, now time.Time) []op {
+	h.to(Armed, why)
 	if !h.Flushing {
 		h.Hold = x.newHold(h)
 	}
-	h.baseAt = now
+	h.baseAt, h.Copying = now, true
 	return []op{opLocal, opRoutes, opBase}
 }
 

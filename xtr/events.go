@@ -33,7 +33,7 @@ func (x *XTR) portUp(p *port, now time.Time) {
 		}
 	}
 	for _, h := range slices.Clone(x.open) {
-		if x.portOf(h) == p {
+		if slices.Contains(x.portsOf(h), p) {
 			x.exec(h, h.portUp(), now)
 		}
 	}
@@ -42,10 +42,10 @@ func (x *XTR) portUp(p *port, now time.Time) {
 		x.syncLocal(e)
 	}
 	for _, v := range x.loc.sortedVMs() {
-		if v.Interface == p.name && !v.runs.IsZero() {
+		if !v.runs.IsZero() && (v.Interface == p.name || x.loc.macAt(v.MACs, p) != "") {
 			at := v.runs
 			v.runs = time.Time{}
-			x.appear(v.EIDs, v.Name, p, "", evidence{at: at, strong: true, why: "the VM runs here"}, now)
+			x.runs(v.Name, evidence{at: at, strong: true, why: "the VM runs here"}, now)
 		}
 	}
 	for _, s := range x.early.take(p.index, now) {
@@ -63,14 +63,16 @@ func (x *XTR) portDown(index int, now time.Time) {
 	// A handover must look for its interface before it is forgotten which that was.
 	var hit []*handover
 	for _, h := range x.open {
-		if x.portOf(h) == p {
+		if slices.Contains(x.portsOf(h), p) {
 			hit = append(hit, h)
 		}
 	}
 	x.loc.portGone(p)
 	x.unbind(p, now)
 	for _, h := range hit {
-		x.exec(h, h.portDown(now), now)
+		if len(x.portsOf(h)) == 0 { // a VM may lose one of several
+			x.exec(h, h.portDown(now), now)
+		}
 	}
 	x.sp.Forget(p.number)
 }
@@ -144,11 +146,14 @@ func (x *XTR) frame(s Sighting, now time.Time) {
 	x.loc.sawMAC(mac, s.If, s.At)
 	ev := evidence{at: s.At, why: "a frame of the VM: " + s.Kind}
 	addr, inside := x.cfg.eidOf(s.Addr)
+	if inside {
+		ev.eid = addr
+	}
 
 	var eids []lisp.EID
 	name := ""
 	if v := x.loc.byMAC[mac]; v != nil {
-		if !x.loc.rightPort(v.Interface, p) {
+		if !x.loc.rightNIC(mac, v.Interface, p) {
 			x.count("spoofed-mac")
 			return
 		}
@@ -157,7 +162,7 @@ func (x *XTR) frame(s Sighting, now time.Time) {
 	for _, h := range x.open {
 		switch {
 		case !slices.Contains(h.MACs, mac) && !(len(h.MACs) == 0 && inside && slices.Contains(h.EIDs, addr)):
-		case !x.loc.rightPort(h.Interface, p):
+		case !x.loc.rightNIC(mac, h.Interface, p):
 			x.count("spoofed-mac")
 			return
 		default:
@@ -169,12 +174,18 @@ func (x *XTR) frame(s Sighting, now time.Time) {
 			}
 		}
 	}
-	if len(eids) > 0 {
+	if len(eids) > 0 && (x.loc.vms[name] == nil || len(x.loc.vms[name].EIDs) > 0) {
 		if inside && !slices.Contains(eids, addr) {
 			x.count("spoofed-source")
 		}
 		x.appear(eids, name, p, mac, ev, now)
 		return
+	}
+	if len(eids) > 0 { // nobody has said which EIDs the VM has: these are what it was seen to have
+		x.appear(eids, name, p, mac, ev, now)
+		if slices.Contains(eids, addr) {
+			return
+		}
 	}
 	if !inside {
 		return
@@ -205,14 +216,15 @@ func (x *XTR) appear(eids []lisp.EID, name string, p *port, mac string, ev evide
 	var news []arrival
 	for _, e := range eids {
 		h := x.active[e]
+		q, m := x.place(e, name, h, p, mac, ev)
 		if h == nil {
-			if a, ok := x.appearEID(e, name, p, mac, ev, now); ok {
+			if a, ok := x.appearEID(e, name, q, m, ev, now); ok {
 				news = append(news, a)
 			}
 			continue
 		}
-		if le := x.loc.eids[e]; le != nil {
-			x.rebind(le, p, mac, ev.at)
+		if le := x.loc.eids[e]; le != nil && x.rebind(le, q, m, ev) && slices.Contains(done, h) {
+			x.program(now, e)
 		}
 		if slices.Contains(done, h) {
 			continue
@@ -224,10 +236,14 @@ func (x *XTR) appear(eids []lisp.EID, name string, p *port, mac string, ev evide
 		}
 		h.seenIf = p.index
 		x.exec(h, h.seen(ev, now, true), now)
+		if h.State == Running || h.State == TakingBack {
+			x.noteGuests(name, guestRunning, ev.at)
+		}
 	}
 	if len(news) == 0 {
 		return
 	}
+	x.noteGuests(name, guestRunning, ev.at)
 	// Nobody was prepared for this, so that nothing here holds packets: who is told sends them at once.
 	var claimed []lisp.EID
 	for _, a := range news {
@@ -251,9 +267,37 @@ type arrival struct {
 	version lisp.Version
 }
 
+// place says where e of a VM is that was seen at p. A VM with several interfaces has each EID at the one from which
+// a frame has named it; until then, where it was seen first.
+func (x *XTR) place(e lisp.EID, name string, h *handover, p *port, mac string, ev evidence) (*port, string) {
+	ms := x.macsOf(name, h)
+	le := x.loc.eids[e]
+	if mac == "" && le != nil && len(ms) > 0 && !slices.Contains(ms, le.MAC) {
+		mac = x.loc.macAt(ms, p) // the interface that it was at is not the VM's any more
+	}
+	if len(ms) < 2 || e == ev.eid {
+		return p, mac
+	}
+	if le != nil && le.Exact {
+		if q := x.loc.portOfMAC(le.MAC); q != nil {
+			return q, le.MAC
+		}
+	}
+	if le != nil && x.loc.ports[le.index] != nil {
+		return x.loc.ports[le.index], le.MAC
+	}
+	if mac == "" {
+		mac = x.loc.macAt(ms, p)
+	}
+	return p, mac
+}
+
 // rebind notes that the VM of a local EID was seen at p.
-func (x *XTR) rebind(le *localEID, p *port, mac string, at time.Time) (changed bool) {
-	le.Seen = at
+func (x *XTR) rebind(le *localEID, p *port, mac string, ev evidence) (changed bool) {
+	if ev.at.After(le.Seen) {
+		le.Seen = ev.at
+	}
+	le.Exact = le.Exact && sameMAC(mac, le.MAC) || le.EID == ev.eid && mac != ""
 	if le.index != p.index {
 		le.bind(p)
 		changed = true
@@ -270,7 +314,7 @@ func (x *XTR) rebind(le *localEID, p *port, mac string, at time.Time) (changed b
 func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidence, now time.Time) (arrival, bool) {
 	le := x.loc.eids[e]
 	if le != nil {
-		if x.rebind(le, p, mac, ev.at) {
+		if x.rebind(le, p, mac, ev) {
 			x.program(now, e)
 			x.syncLocal(e)
 			x.saver.mark(now)
@@ -286,7 +330,8 @@ func (x *XTR) appearEID(e lisp.EID, name string, p *port, mac string, ev evidenc
 	}
 	if le == nil {
 		v := x.loc.vms[name]
-		le = &localEID{EID: e, VM: name, MAC: mac, Since: ev.at, Seen: ev.at, Learned: v == nil}
+		le = &localEID{EID: e, VM: name, MAC: mac, Since: ev.at, Seen: ev.at, Exact: e == ev.eid && mac != "",
+			Learned: v == nil || !slices.Contains(v.EIDs, e)}
 		if mac == "" && v != nil && len(v.MACs) > 0 {
 			le.MAC = v.MACs[0]
 		}
@@ -366,6 +411,9 @@ func (x *XTR) resolved(now time.Time) {
 		x.sendRequest(s)
 	}
 	if len(o.changed) > 0 {
+		for _, e := range o.changed {
+			x.locate(x.active[e], e, now)
+		}
 		x.program(now, o.changed...)
 		for _, e := range o.changed {
 			if _, ok := x.res.cache.Get(e); !ok {
@@ -428,20 +476,26 @@ func (x *XTR) dataPlaneEvent(ev fib.Event, now time.Time) {
 }
 
 func (x *XTR) vmEvent(ev VMEvent, now time.Time) error {
-	if ev.Event != EventStop && ev.Event != EventResume {
-		return fmt.Errorf("%w: event %q is neither %q nor %q", ErrInvalid, ev.Event, EventStop, EventResume)
+	kind := ev.Event
+	switch kind {
+	case EventStop:
+		kind = EventStopped
+	case EventResume:
+		kind = EventResumed
+	case EventStopped, EventResumed, EventMigrating, EventGone:
+	default:
+		return fmt.Errorf("%w: event %q is none of %q, %q, %q, %q", ErrInvalid, ev.Event, EventStopped, EventResumed, EventMigrating, EventGone)
 	}
 	at := ev.At
 	if at.IsZero() || at.After(now) {
 		at = now
 	}
-	var hs []*handover
-	for _, h := range x.open {
-		if h.VM == ev.VM || h.Interface == ev.VM || slices.Contains(h.MACs, ev.VM) {
-			hs = append(hs, h)
-		}
+	ref := ev.VM
+	if m, err := macs([]string{ref}); err == nil {
+		ref = m[0]
 	}
-	name, known := x.loc.find(ev.VM)
+	name, known := x.loc.find(ref)
+	hs := x.handoversOf(name, ref)
 	if !known && len(hs) == 0 {
 		return fmt.Errorf("%w: nobody knows a VM %q here", ErrNotFound, ev.VM)
 	}
@@ -450,14 +504,84 @@ func (x *XTR) vmEvent(ev VMEvent, now time.Time) error {
 			x.count("events-late")
 			return nil
 		}
-		v.told, v.runs = at, time.Time{}
+		v.told = at
+		if kind != EventMigrating {
+			v.runs = time.Time{}
+		}
 	}
-	if ev.Event == EventStop {
+	switch kind {
+	case EventStopped:
+		x.noteGuests(name, guestStopped, at)
 		x.stopped(hs, name, at, now)
-	} else {
+	case EventResumed:
+		x.noteGuests(name, guestRunning, at)
 		x.resumed(hs, name, at, now)
+	case EventMigrating:
+		x.migrating(name, now)
+	case EventGone:
+		x.noteGuests(name, guestOff, at)
+		x.gone(hs, name, at, now)
 	}
+	x.saver.mark(now)
 	return nil
+}
+
+// handoversOf lists the open handovers of a VM, by its name, what else an event may call it by, or its MAC addresses.
+func (x *XTR) handoversOf(name, ref string) (out []*handover) {
+	ms := x.macsOf(name, nil)
+	for _, h := range x.open {
+		if name != "" && h.VM == name || ref != "" && (h.VM == ref || h.Interface == ref || slices.Contains(h.MACs, ref)) ||
+			slices.ContainsFunc(h.MACs, func(m string) bool { return slices.Contains(ms, m) }) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// migrating: the hypervisor sends a VM away, nobody knows where to. It still runs here.
+func (x *XTR) migrating(name string, now time.Time) {
+	var eids []lisp.EID
+	var v lisp.Version
+	for _, e := range x.loc.eidsOf(name) {
+		switch h := x.active[e]; {
+		case h == nil, h.Role == Target && h.State == Running:
+			eids = append(eids, e)
+			v = newest(v, x.reg.known(e))
+		case h.Role == Source && h.State == Armed:
+			h.Heard = now
+		}
+	}
+	if len(eids) == 0 {
+		return
+	}
+	h := x.begin(Handover{VM: name, Role: Source, EIDs: eids, Version: v}, nil, "", now)
+	h.prepare = max(h.prepare, sentAway)
+	x.exec(h, x.arm(h, "the hypervisor sends it away", now), now)
+}
+
+// sentAway is how long a source waits for the stop that nobody has prepared, at least: a pass over a large memory
+// takes long, and nothing may be said meanwhile.
+const sentAway = time.Hour
+
+// gone: the hypervisor does not have a VM any more.
+func (x *XTR) gone(hs []*handover, name string, at, now time.Time) {
+	for _, h := range hs {
+		if h.Role == Target && h.State == Incoming && h.Announced {
+			if ops, ok := h.abort(now, "the VM did not come: the hypervisor does not have it any more"); ok {
+				x.exec(h, ops, now)
+			}
+		}
+	}
+	eids := x.loc.eidsOf(name)
+	if len(eids) > 0 && !slices.ContainsFunc(eids, func(e lisp.EID) bool { return !x.loc.eids[e].restored }) {
+		return // it has not been found again since a restart: that has its own time
+	}
+	x.stopped(hs, name, at, now)
+	for _, h := range x.handoversOf(name, "") {
+		if h.Role == Source && h.State == Paused && h.Left.IsZero() {
+			h.Left = now
+		}
+	}
 }
 
 func (x *XTR) stopped(hs []*handover, name string, at, now time.Time) {
@@ -493,29 +617,63 @@ func (x *XTR) stopped(hs []*handover, name string, at, now time.Time) {
 
 func (x *XTR) resumed(hs []*handover, name string, at, now time.Time) {
 	for _, h := range hs {
+		if h.State == Armed && !h.Prepared {
+			if ops, ok := h.abort(now, "it was not sent away after all"); ok {
+				x.exec(h, ops, now)
+			}
+			continue
+		}
 		x.exec(h, h.resume(at, now, x.portOf(h) != nil), now)
 	}
+	x.runs(name, evidence{at: at, strong: true, why: "the VM runs here"}, now)
+}
+
+// runs: the hypervisor says that a VM runs here. Its interfaces may not be there yet.
+func (x *XTR) runs(name string, ev evidence, now time.Time) {
 	v := x.loc.vms[name]
 	if v == nil {
 		return
 	}
-	p := x.loc.names[v.Interface]
-	for _, m := range v.MACs {
-		if p == nil {
-			p = x.loc.ports[x.loc.macs[m].index]
-		}
-	}
-	var eids []lisp.EID
+	var ports []*port
+	at := map[*port][]lisp.EID{}
 	for _, e := range v.EIDs {
-		if x.active[e] == nil {
-			eids = append(eids, e)
+		if x.active[e] != nil {
+			continue
+		}
+		p := x.portOfVM(v, e)
+		if p == nil {
+			if ev.strong {
+				v.runs = ev.at
+			}
+			continue
+		}
+		if at[p] == nil {
+			ports = append(ports, p)
+		}
+		at[p] = append(at[p], e)
+	}
+	for _, p := range ports {
+		x.appear(at[p], name, p, "", ev, now)
+	}
+}
+
+// portOfVM is the interface of this host at which e of a VM is, or should be.
+func (x *XTR) portOfVM(v *vm, e lisp.EID) *port {
+	if le := x.loc.eids[e]; le != nil && len(v.MACs) > 1 && x.loc.ports[le.index] != nil {
+		return x.loc.ports[le.index]
+	}
+	for _, m := range v.MACs {
+		if p := x.loc.names[x.loc.nics[m]]; p != nil {
+			return p
 		}
 	}
-	switch {
-	case len(eids) == 0:
-	case p == nil:
-		v.runs = at
-	default:
-		x.appear(eids, name, p, "", evidence{at: at, strong: true, why: "the VM runs here"}, now)
+	if p := x.loc.names[v.Interface]; p != nil {
+		return p
 	}
+	for _, m := range v.MACs {
+		if p := x.loc.portOfMAC(m); p != nil {
+			return p
+		}
+	}
+	return nil
 }

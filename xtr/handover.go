@@ -21,7 +21,9 @@ import (
 //	                 \-abort-> giving-back -> aborted
 //
 // A handover that nobody prepared begins in the middle: a source as paused (the VM stopped, and nobody has
-// said where it goes) or redirecting (the mapping system says that it runs elsewhere), a target as running.
+// said where it goes) or redirecting (the mapping system says that it runs elsewhere), a target as running. A source
+// that the hypervisor tells of a migration is armed, and does not know the target before the mapping system does: what
+// the VM has not read goes to the hold while it is paused, and all of it to the target when that has claimed.
 type handover struct {
 	Handover
 	MACs      []string       `json:"macs,omitempty"`
@@ -30,23 +32,27 @@ type handover struct {
 	Prepared  bool           `json:"was_prepared"`
 	Hold      uint32         `json:"hold"` // hold queue; 0: none
 	Flushing  bool           `json:"flushing"`
-	To        []lisp.Locator `json:"to,omitempty"` // where packets are redirected or given back to
-	Told      bool           `json:"told"`         // source: the mapping system says that the VM runs elsewhere
-	Heard     time.Time      `json:"heard"`        // when anybody last spoke of it
-	Moved     time.Time      `json:"moved"`        // source: when somebody was last seen to send here still
+	To        []lisp.Locator `json:"to,omitempty"`  // where packets are redirected or given back to
+	Told      bool           `json:"told"`          // source: the mapping system says that the VM runs elsewhere
+	Heard     time.Time      `json:"heard"`         // when anybody last spoke of it
+	Moved     time.Time      `json:"moved"`         // source: when somebody was last seen to send here still
+	Copying   bool           `json:"copying"`       // source: copies are kept of what the VM was given
+	Copied    bool           `json:"copied"`        // source: those that it has not read are in the hold
+	Left      time.Time      `json:"left,omitzero"` // source: when the hypervisor said that it does not have the VM any more
+	Announced bool           `json:"was_announced"` // target: to be prepared without being told where the VM is
 
 	timing
-	gone      time.Time // source: when the interface went
-	deadline  time.Time // of the present step; zero: none but what the state says
-	replaying bool      // source: the answer to opReplay is awaited
-	under     *handover // the superseded one whose flush is still going on
-	last      State     // before it was superseded
-	announced bool      // the claim: the hypervisor or the controller told of the move
-	seenIf    int       // interface at which the VM was seen; 0: none
-	baseAt    time.Time // armed: when to look again at what the interface has dropped
-	base      uint64    // armed: packets that the interface had dropped
-	counting  bool      // redirecting: counted is set
-	counted   uint64    // redirecting: packets that the routes had taken when nothing was held any more
+	gone      time.Time      // source: when the interface went
+	deadline  time.Time      // of the present step; zero: none but what the state says
+	replaying bool           // source: the answer to opReplay is awaited
+	under     *handover      // the superseded one whose flush is still going on
+	last      State          // before it was superseded
+	announced bool           // the claim: the hypervisor or the controller told of the move
+	seenIf    int            // interface at which the VM was seen; 0: none
+	baseAt    time.Time      // armed: when to look again at what the interface has dropped
+	base      map[int]uint64 // armed: packets that the interfaces had dropped
+	counting  bool           // redirecting: counted is set
+	counted   uint64         // redirecting: packets that the routes had taken when nothing was held any more
 }
 
 // timing is how long a handover waits.
@@ -93,6 +99,7 @@ type evidence struct {
 	at     time.Time
 	strong bool // the hypervisor or the controller says so: no frame that may have waited somewhere
 	why    string
+	eid    lisp.EID // that a frame named; zero: none
 }
 
 // to sets the state.
@@ -206,11 +213,14 @@ func (h *handover) portDown(now time.Time) []op {
 
 // replayed: what the VM never read is in the hold.
 func (h *handover) replayed(n int, now time.Time) []op {
-	h.replaying = false
+	h.replaying, h.Copying, h.Copied = false, false, true
 	h.Replayed += uint64(n)
 	switch h.State {
 	case Paused:
-		return append([]op{opNoCopies}, h.redirect(now)...)
+		if len(h.To) == 0 {
+			return nil // they wait here until somebody says where it goes
+		}
+		return h.redirect(now)
 	case TakingBack:
 		h.Flushing = true
 		return []op{opNoCopies, opGiveBack}
@@ -350,6 +360,18 @@ func (h *handover) elsewhere(m lisp.Mapping, to []lisp.Locator, now time.Time) [
 	return nil
 }
 
+// located: the mapping system says where the VM is that is to come, which nobody has said before.
+func (h *handover) located(m lisp.Mapping, to []lisp.Locator) []op {
+	if h.State != Incoming || len(h.To) > 0 || len(to) == 0 {
+		return nil
+	}
+	h.To, h.PeerRLOC, h.PeerXTRID = to, to[0].RLOC, m.XTRID
+	if m.Version.Newer(h.Version) {
+		h.Version = m.Version
+	}
+	return []op{opRoutes}
+}
+
 // abort: the VM will stay where it was. It reports false if that is not possible any more.
 func (h *handover) abort(now time.Time, why string) (ops []op, ok bool) {
 	h.Heard = now
@@ -387,6 +409,9 @@ func (h *handover) takeBack(now time.Time, why string) []op {
 	switch {
 	case h.replaying:
 		return ops // the hold is given back when the copies are in it
+	case h.Hold != 0 && was == Paused && !h.Flushing && h.Copied:
+		h.Flushing = true
+		return append(ops, opNoCopies, opGiveBack) // the VM has the replays in its interface
 	case h.Hold != 0 && (was == Paused && !h.Flushing):
 		h.Flushing = true
 		return append(ops, opNoCopies, opFlush)
@@ -438,12 +463,29 @@ func (h *handover) next() time.Time {
 	case Paused:
 		if t.IsZero() && !h.replaying {
 			t = h.Heard.Add(h.prepare)
-			if !h.gone.IsZero() {
-				t = earlier(t, h.gone.Add(h.grace))
+			if at := h.given(); !at.IsZero() {
+				t = earlier(t, at)
 			}
 		}
 	case Redirecting:
 		t = h.settles()
+	}
+	return t
+}
+
+// given is when a VM that has stopped, and is not here any more, counts as shut down; zero: it is here. One that was
+// about to be sent away gets more time: whoever has it now may not have been able to say so.
+func (h *handover) given() time.Time {
+	grace := h.grace
+	if h.Copied || h.Prepared {
+		grace = max(grace, h.settle)
+	}
+	var t time.Time
+	if !h.gone.IsZero() {
+		t = h.gone.Add(h.grace)
+	}
+	if !h.Left.IsZero() {
+		t = h.Left.Add(grace)
 	}
 	return t
 }
@@ -492,7 +534,7 @@ func (h *handover) tick(now time.Time) []op {
 		}
 		flushing := h.Flushing
 		h.to(Settled, why)
-		ops := []op{opRelease, opForget, opRoutes}
+		ops := []op{opRelease, opForget, opRoutes, opNoCopies}
 		if flushing {
 			h.Flushing = false
 			ops = append(ops, opDiscard)
@@ -508,17 +550,17 @@ func (h *handover) pausedTick(now time.Time) []op {
 	switch {
 	case !h.deadline.IsZero():
 		h.deadline = time.Time{}
-		if len(h.To) == 0 {
-			return nil // nobody has said where it goes
-		}
-		if h.Prepared && h.gone.IsZero() {
+		if h.Copying && h.gone.IsZero() {
 			h.replaying = true
 			return []op{opReplay}
 		}
+		if len(h.To) == 0 {
+			return nil // nobody has said where it goes
+		}
 		return h.redirect(now)
-	case !h.gone.IsZero() && !h.gone.Add(h.grace).After(now):
+	case !h.given().IsZero() && !h.given().After(now):
 		h.Times.Settled = now
-		h.to(Settled, "the VM was stopped: its interface is gone")
+		h.to(Settled, "the VM was stopped: it is not here any more")
 		return []op{opWithdraw, opForget, opRoutes, opDiscard, opEnd}
 	}
 	return h.takeBack(now, "timeout: the VM stays paused here")
@@ -529,7 +571,7 @@ func (h *handover) restored(now time.Time) []op {
 	h.Heard = now
 	switch h.State {
 	case Armed:
-		h.baseAt = now
+		h.baseAt, h.Copying = now, true
 		return []op{opRoutes}
 	case Paused:
 		h.Flushing, h.deadline = false, now
@@ -568,8 +610,11 @@ func (h *handover) takesOver(old *handover, now time.Time) {
 	case old.State == Paused:
 		h.Hold, h.replaying = old.Hold, old.replaying
 	}
+	if h.Role == Source {
+		h.Copying, h.Copied = h.Copying || old.Copying || h.Flushing, old.Copied
+	}
 	if old.State == Paused && h.Role == Source {
-		h.State, h.Times.Paused = Paused, old.Times.Paused
+		h.State, h.Times.Paused, h.Left = Paused, old.Times.Paused, old.Left
 		h.deadline = now
 		if h.Flushing || h.replaying {
 			h.deadline = time.Time{}
@@ -610,6 +655,9 @@ func (h *handover) route(e lisp.EID) (r fib.Route, ok bool) {
 	case Incoming:
 		if h.Flushing && h.under != nil {
 			return h.under.before(e)
+		}
+		if len(h.To) == 0 {
+			return fib.Route{}, false // nobody sends packets here yet
 		}
 		r.Do, r.Hold, r.Watch = fib.Hold, h.Hold, true
 	case Running:

@@ -18,7 +18,7 @@ var testTiming = timing{settle: 30 * time.Second, prepare: 10 * time.Minute, gra
 // armedSource and incomingTarget are handovers as a prepare leaves them, at the epoch.
 func armedSource() *handover {
 	h := &handover{Handover: Handover{ID: "m1", VM: "web", Role: Source, State: Armed, EIDs: []lisp.EID{testEID}, Version: 4,
-		PeerRLOC: netip.MustParseAddr("100.64.2.2"), Times: Times{Prepared: epoch}}, Prepared: true, Hold: 7, Heard: epoch,
+		PeerRLOC: netip.MustParseAddr("100.64.2.2"), Times: Times{Prepared: epoch}}, Prepared: true, Copying: true, Hold: 7, Heard: epoch,
 		PeerXTRID: lisp.XTRID{15: 9}, To: loc("100.64.2.2"), timing: testTiming, baseAt: epoch.Add(time.Hour)}
 	return h
 }
@@ -68,7 +68,7 @@ const ms = time.Millisecond
 func TestHandoverSteps(t *testing.T) {
 	unprepared := func() *handover {
 		h := armedSource()
-		h.State, h.Prepared, h.To, h.PeerRLOC, h.PeerXTRID = Paused, false, nil, netip.Addr{}, lisp.XTRID{}
+		h.State, h.Prepared, h.Copying, h.To, h.PeerRLOC, h.PeerXTRID = Paused, false, false, nil, netip.Addr{}, lisp.XTRID{}
 		h.Times = Times{Paused: epoch}
 		return h
 	}
@@ -83,12 +83,12 @@ func TestHandoverSteps(t *testing.T) {
 			{10*ms + ms/2, tickAt, nil, Paused},
 			{11 * ms, tickAt, []op{opReplay}, Paused},
 			{12 * ms, tickAt, nil, Paused},
-			{13 * ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
+			{13 * ms, replayedAt, []op{opRoutes, opFlush}, Redirecting},
 			{15 * ms, flushedAt, []op{opRoutes}, Redirecting},
 			{99 * ms, elsewhereAt(5, 9, "100.64.2.2"), nil, Redirecting},
 			{time.Second, elsewhereAt(6, 8, "100.64.3.2"), []op{opRoutes}, Redirecting},
 			{29 * time.Second, tickAt, nil, Redirecting},
-			{31 * time.Second, tickAt, []op{opRelease, opForget, opRoutes, opEnd}, Settled},
+			{31 * time.Second, tickAt, []op{opRelease, opForget, opRoutes, opNoCopies, opEnd}, Settled},
 			{32 * time.Second, resumeAt, nil, Settled},
 			{32 * time.Second, commitAt, nil, Settled},
 			{32 * time.Second, abortAt, nil, Settled},
@@ -96,27 +96,27 @@ func TestHandoverSteps(t *testing.T) {
 		{"a source that nobody tells that it runs", armedSource, []step{
 			{0, stopAt, []op{opRoutes}, Paused},
 			{ms, tickAt, []op{opReplay}, Paused},
-			{ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
+			{ms, replayedAt, []op{opRoutes, opFlush}, Redirecting},
 			{2 * ms, flushedAt, []op{opRoutes}, Redirecting},
 			{9 * time.Minute, tickAt, nil, Redirecting},
-			{11 * time.Minute, tickAt, []op{opRelease, opForget, opRoutes, opEnd}, Settled},
+			{11 * time.Minute, tickAt, []op{opRelease, opForget, opRoutes, opNoCopies, opEnd}, Settled},
 		}},
 		{"somebody goes on sending", armedSource, []step{
 			{0, stopAt, []op{opRoutes}, Paused},
 			{ms, tickAt, []op{opReplay}, Paused},
-			{ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
+			{ms, replayedAt, []op{opRoutes, opFlush}, Redirecting},
 			{2 * ms, commitAt, nil, Redirecting},
 			{28 * time.Second, func(h *handover, now time.Time) []op { h.sentHere(now); return nil }, nil, Redirecting},
 			{37 * time.Second, tickAt, nil, Redirecting},
-			{39 * time.Second, tickAt, []op{opRelease, opForget, opRoutes, opDiscard, opEnd}, Settled},
+			{39 * time.Second, tickAt, []op{opRelease, opForget, opRoutes, opNoCopies, opDiscard, opEnd}, Settled},
 		}},
 		{"it never ends sending", armedSource, []step{
 			{0, stopAt, []op{opRoutes}, Paused},
 			{ms, tickAt, []op{opReplay}, Paused},
-			{ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
+			{ms, replayedAt, []op{opRoutes, opFlush}, Redirecting},
 			{2 * ms, commitAt, nil, Redirecting},
 			{9 * time.Minute, func(h *handover, now time.Time) []op { h.sentHere(now.Add(time.Hour)); return nil }, nil, Redirecting},
-			{10*time.Minute + 2*ms, tickAt, []op{opRelease, opForget, opRoutes, opDiscard, opEnd}, Settled},
+			{10*time.Minute + 2*ms, tickAt, []op{opRelease, opForget, opRoutes, opNoCopies, opDiscard, opEnd}, Settled},
 		}},
 		{"a source that was told by the mapping system only", armedSource, []step{
 			{10 * ms, elsewhereAt(5, 9, "100.64.2.2"), []op{opRoutes}, Paused},
@@ -142,14 +142,14 @@ func TestHandoverSteps(t *testing.T) {
 		{"a source resumes while it flushes", armedSource, []step{
 			{10 * ms, stopAt, []op{opRoutes}, Paused},
 			{11 * ms, tickAt, []op{opReplay}, Paused},
-			{12 * ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
+			{12 * ms, replayedAt, []op{opRoutes, opFlush}, Redirecting},
 			{13 * ms, resumeAt, []op{opLocal, opRoutes, opClaim, opGiveBack}, TakingBack},
 			{14 * ms, flushedAt, []op{opRoutes, opEnd}, Aborted},
 		}},
 		{"a source is aborted when nothing is held any more", armedSource, []step{
 			{10 * ms, stopAt, []op{opRoutes}, Paused},
 			{11 * ms, tickAt, []op{opReplay}, Paused},
-			{12 * ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
+			{12 * ms, replayedAt, []op{opRoutes, opFlush}, Redirecting},
 			{13 * ms, flushedAt, []op{opRoutes}, Redirecting},
 			{14 * ms, frameAt, nil, Redirecting}, // it may have waited in a queue
 			{15 * ms, abortAt, []op{opLocal, opRoutes, opClaim, opEnd}, Aborted},
@@ -158,7 +158,7 @@ func TestHandoverSteps(t *testing.T) {
 		{"a source that goes on without a word", armedSource, []step{
 			{10 * ms, stopAt, []op{opRoutes}, Paused},
 			{11 * ms, tickAt, []op{opReplay}, Paused},
-			{12 * ms, replayedAt, []op{opNoCopies, opRoutes, opFlush}, Redirecting},
+			{12 * ms, replayedAt, []op{opRoutes, opFlush}, Redirecting},
 			{13 * ms, flushedAt, []op{opRoutes}, Redirecting},
 			{300 * ms, frameAt, []op{opLocal, opRoutes, opClaim, opEnd}, Aborted},
 		}},

@@ -371,7 +371,7 @@ func (h *labHost) record(id string) Handover {
 
 // records lists the handovers of which id does not say that they were prepared.
 func (h *labHost) unprepared() (out []Handover) {
-	recs, err := call(h.l.ctx, h.x, false, func(time.Time) ([]Handover, error) { return h.x.records(), nil })
+	recs, err := call(h.l.ctx, h.x, false, func(time.Time) ([]Handover, error) { return h.x.records(""), nil })
 	if err != nil {
 		h.l.t.Fatal(err)
 	}

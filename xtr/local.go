@@ -12,15 +12,18 @@ import (
 )
 
 // locals is what is known of interfaces, of VMs, and of the EIDs that live here. A VM that the controller
-// told us of is known; its EIDs become local when there is evidence that it runs here.
+// told us of, or that a hypervisor lists, is known; its EIDs become local when there is evidence that it runs here.
 type locals struct {
-	ports map[int]*port // by interface index
-	names map[string]*port
-	vms   map[string]*vm
-	byMAC map[string]*vm // by MAC address, as text
-	owner map[lisp.EID]*vm
-	eids  map[lisp.EID]*localEID
-	macs  map[string]seenMAC
+	ports  map[int]*port // by interface index
+	names  map[string]*port
+	specs  map[string]*vm    // as the controller says
+	guests []*guest          // as the hypervisor says
+	nics   map[string]string // names of the guests' interfaces, by MAC address
+	vms    map[string]*vm    // both together
+	byMAC  map[string]*vm    // by MAC address, as text
+	owner  map[lisp.EID]*vm
+	eids   map[lisp.EID]*localEID
+	macs   map[string]seenMAC
 }
 
 // seenMAC is where and when a MAC address was last seen.
@@ -36,7 +39,7 @@ type port struct {
 	number uint16 // the data plane's
 }
 
-// vm is a VM that the controller told us of.
+// vm is a VM that the controller told us of, or that a hypervisor lists.
 type vm struct {
 	Name      string     `json:"name"`
 	Interface string     `json:"interface"`
@@ -53,9 +56,11 @@ type localEID struct {
 	VM        string    `json:"vm,omitempty"` // empty: nobody told us its name
 	MAC       string    `json:"mac"`
 	Interface string    `json:"interface"`
-	Learned   bool      `json:"learned"` // seen, not announced by the controller
+	Learned   bool      `json:"learned"` // seen: neither the controller nor the hypervisor says that the VM has it
 	Since     time.Time `json:"since"`
 	Seen      time.Time `json:"seen"` // the last evidence
+	// Exact says, of a VM with several interfaces, that a frame from MAC named this address.
+	Exact bool `json:"exact,omitempty"`
 
 	index    int       // interface index; 0: the interface is not there
 	gone     time.Time // since when; zero: it is there
@@ -69,7 +74,7 @@ const maxMACs = 1 << 14
 func newLocals() *locals {
 	return &locals{
 		ports: map[int]*port{}, names: map[string]*port{},
-		vms: map[string]*vm{}, byMAC: map[string]*vm{}, owner: map[lisp.EID]*vm{},
+		specs: map[string]*vm{}, nics: map[string]string{}, vms: map[string]*vm{}, byMAC: map[string]*vm{}, owner: map[lisp.EID]*vm{},
 		eids: map[lisp.EID]*localEID{}, macs: map[string]seenMAC{},
 	}
 }
@@ -131,11 +136,18 @@ func (l *locals) deleteVM(name string) {
 	maps.DeleteFunc(l.owner, func(_ lisp.EID, o *vm) bool { return o == v })
 }
 
-// find returns the name under which a VM is known that an event calls name: its own, or that of its
-// interface or MAC address.
+// find returns the name under which a VM is known that an event calls name: that is its own, or its hypervisor's
+// for it, its UUID, or that of its interface or MAC address.
 func (l *locals) find(name string) (string, bool) {
 	if _, ok := l.vms[name]; ok {
 		return name, true
+	}
+	for _, g := range l.guests {
+		if name != "" && (g.Name == name || g.UUID == name || slices.ContainsFunc(g.Interfaces, func(n GuestInterface) bool {
+			return n.MAC == name || n.Device == name
+		})) {
+			return g.VM, true
+		}
 	}
 	for _, v := range l.vms {
 		if v.Interface == name && name != "" || slices.Contains(v.MACs, name) {

@@ -1,6 +1,7 @@
 package xtr
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -161,7 +162,8 @@ func (x *XTR) exec(h *handover, ops []op, now time.Time) {
 		case opNewHold:
 			h.Hold = x.newHold(h)
 		case opNoCopies:
-			if p := x.portOf(h); p != nil {
+			h.Copying = false
+			for _, p := range x.portsOf(h) {
 				x.sp.Forget(p.number)
 			}
 		case opLocal:
@@ -218,18 +220,24 @@ func (x *XTR) follow(e lisp.EID, now time.Time) {
 
 // hereNow makes the EIDs of a handover local.
 func (x *XTR) hereNow(h *handover, now time.Time) {
-	p := x.portOf(h)
+	ms := x.macsOf(h.VM, h)
 	for _, e := range h.EIDs {
+		p := x.portFor(h, e)
 		le := x.loc.eids[e]
 		if le == nil {
 			le = &localEID{EID: e, VM: h.VM, Since: now, Learned: x.loc.owner[e] == nil && !h.Prepared}
 			x.loc.eids[e] = le
 		}
 		le.VM, le.Seen = h.VM, now
-		if len(h.MACs) > 0 && !slices.ContainsFunc(h.MACs, func(m string) bool { return sameMAC(m, le.MAC) }) {
-			le.MAC = h.MACs[0]
+		if len(ms) > 0 && !slices.ContainsFunc(ms, func(m string) bool { return sameMAC(m, le.MAC) }) {
+			le.MAC, le.Exact = ms[0], false
 		}
 		if p != nil {
+			if len(ms) > 1 && !le.Exact {
+				if m := x.loc.macAt(ms, p); m != "" {
+					le.MAC = m
+				}
+			}
 			le.bind(p)
 		} else if le.index == 0 && le.gone.IsZero() {
 			le.gone, le.Interface = now, h.Interface
@@ -239,23 +247,28 @@ func (x *XTR) hereNow(h *handover, now time.Time) {
 
 // replay asks for what the VM never read. It may take milliseconds: others must not wait for it.
 func (x *XTR) replay(h *handover, now time.Time) {
-	p, hold, base := x.portOf(h), h.Hold, h.base
-	if p == nil {
+	ports, hold, base := x.portsOf(h), h.Hold, h.base
+	if len(ports) == 0 {
 		x.exec(h, h.replayed(0, now), now)
 		return
 	}
 	go func() {
 		n := 0
-		read, _, err := x.ports.PortStats(p.index)
-		if err == nil {
-			n = x.sp.Replay(hold, p.number, read+base)
+		var errs []error
+		for _, p := range ports {
+			read, _, err := x.ports.PortStats(p.index)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			n += x.sp.Replay(hold, p.number, read+base[p.index])
 		}
 		x.in.rush(func(now time.Time) {
 			h := x.holds[hold]
 			if h == nil {
 				return
 			}
-			if err != nil {
+			if err := errors.Join(errs...); err != nil {
 				x.count("replay-failed")
 				x.log.Error("what the VM has not read is lost: its interface cannot be read", "vm", h.VM, "err", err)
 			}
@@ -264,20 +277,24 @@ func (x *XTR) replay(h *handover, now time.Time) {
 	}()
 }
 
-// base looks at what an armed source's interface has dropped.
+// base looks at what an armed source's interfaces have dropped.
 func (x *XTR) base(h *handover) {
-	p := x.portOf(h)
-	if p == nil {
+	ports := x.portsOf(h)
+	if len(ports) == 0 {
 		return
 	}
 	go func() {
-		_, dropped, err := x.ports.PortStats(p.index)
-		if err != nil {
-			return
+		base := map[int]uint64{}
+		for _, p := range ports {
+			_, dropped, err := x.ports.PortStats(p.index)
+			if err != nil {
+				return
+			}
+			base[p.index] = dropped
 		}
 		x.in.offer(func(time.Time) {
 			if h.State == Armed { // later ones may be packets that the VM missed because it had stopped
-				h.base = dropped
+				h.base = base
 			}
 		})
 	}()

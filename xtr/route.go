@@ -118,17 +118,17 @@ func (x *XTR) complete(r fib.Route, h *handover, le *localEID) (fib.Route, route
 	switch r.Do {
 	case fib.Encap:
 		r.MTU = uint16(x.cfg.MTU)
-		if p := x.portOf(h); p != nil && r.Watch {
+		if p := x.portFor(h, r.EID); p != nil && r.Watch {
 			r.If = p.index
 		} else {
 			r.Watch = false // from any interface it would let others use the VM's address
 		}
 	case fib.Hold:
-		if p := x.portOf(h); p != nil {
+		if p := x.portFor(h, r.EID); p != nil {
 			r.If = p.index
 		}
 	case fib.Deliver:
-		p := x.portOf(h)
+		p := x.portFor(h, r.EID)
 		if p == nil {
 			if h.Role == Target && h.Hold != 0 && r.Hold == 0 && h.State == Running {
 				return fib.Route{EID: r.EID, Do: fib.Hold, Hold: h.Hold, Watch: true}, routeSet
@@ -145,8 +145,37 @@ func (x *XTR) complete(r fib.Route, h *handover, le *localEID) (fib.Route, route
 	return r, routeSet
 }
 
-// portOf is the interface of a handover's VM; nil if it is not there or not known.
+// portFor is the interface at which e of a handover's VM is; nil if it is not there or not known. It matters which
+// only for VMs that have several.
+func (x *XTR) portFor(h *handover, e lisp.EID) *port {
+	if le := x.loc.eids[e]; le != nil && len(x.macsOf(h.VM, h)) > 1 {
+		if p := x.loc.portOfMAC(le.MAC); p != nil && le.Exact {
+			return p
+		}
+		if p := x.loc.ports[le.index]; p != nil && (h.Role == Source || h.State == Running) {
+			return p
+		}
+	}
+	return x.portOf(h)
+}
+
+// portsOf lists the interfaces of a handover's VM that are there.
+func (x *XTR) portsOf(h *handover) (out []*port) {
+	for _, e := range h.EIDs {
+		if p := x.portFor(h, e); p != nil && !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// portOf is the interface of a handover's VM, one of them; nil if it is not there or not known.
 func (x *XTR) portOf(h *handover) *port {
+	for _, m := range x.macsOf(h.VM, h) { // the hypervisor knows what its interfaces are called
+		if p := x.loc.names[x.loc.nics[m]]; p != nil {
+			return p
+		}
+	}
 	if p := x.loc.names[h.Interface]; p != nil && h.Interface != "" {
 		return p
 	}

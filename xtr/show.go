@@ -85,6 +85,7 @@ func (x *XTR) Shows() map[string]func(context.Context) (any, error) {
 		"local":         show(x, x.showLocal),
 		"registrations": show(x, x.showRegistrations),
 		"moves":         show(x, x.showMoves),
+		"guests":        show(x, x.showGuests),
 		"counters":      show(x, x.showCounters),
 	}
 }
@@ -210,11 +211,17 @@ func (x *XTR) explain(e lisp.EID, now time.Time) []lisp.Finding {
 		why := "announced by the controller, and seen"
 		if le.Learned {
 			why = "seen at the interface"
+		} else if x.loc.specs[le.VM] == nil {
+			why = "in the metadata of the VM, and seen"
 		}
 		add("local", fmt.Sprintf("%s, last %v ago", why, now.Sub(le.Seen).Round(time.Millisecond)),
 			"VM %q, MAC address %s, interface %s: %s", le.VM, le.MAC, le.Interface, x.localState(le))
 	} else if v := x.loc.owner[e]; v != nil {
-		add("local", "announced by the controller", "VM %q may run here, but has not been seen", v.Name)
+		why := "announced by the controller"
+		if x.loc.specs[v.Name] == nil {
+			why = "in the metadata of the VM"
+		}
+		add("local", why, "VM %q may run here, but has not been seen", v.Name)
 	}
 	if h := x.active[e]; h != nil {
 		add("moves", h.Why, "handover %s as %s: %s, peer %v", h.ID, h.Role, h.State, h.PeerRLOC)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,7 @@ type savedState struct {
 	Nonces    uint64       `json:"nonces"`    // no nonce above this one has been used
 	LastHold  uint32       `json:"last_hold"` // hold queue that was taken last
 	VMs       []vm         `json:"vms"`
+	Guests    []guest      `json:"guests,omitempty"`
 	Local     []savedLocal `json:"local"`
 	Handovers []handover   `json:"handovers"`
 
@@ -276,8 +278,9 @@ func (s *saver) read(name string, v any) (ok bool, err error) {
 // snapshot copies what is to be saved.
 func (x *XTR) snapshot(now time.Time, cache bool) *savedState {
 	st := &savedState{Format: stateFormat, Nonces: x.nonces.reserved, LastHold: x.lastHold}
-	for _, v := range x.loc.sortedVMs() {
-		st.VMs = append(st.VMs, *v) // its slices are replaced, not changed
+	st.VMs = x.listVMs() // their slices are replaced, not changed; so are a guest's
+	for _, g := range x.loc.guests {
+		st.Guests = append(st.Guests, *g)
 	}
 	for _, le := range x.loc.sorted() {
 		sl := savedLocal{localEID: *le}
@@ -317,9 +320,16 @@ func (x *XTR) snapshot(now time.Time, cache bool) *savedState {
 // restore takes over what was saved. What needs the data plane or the network is left to start.
 func (x *XTR) restore(st *savedState) {
 	x.lastHold = st.LastHold
+	names := map[string]bool{}
 	for _, v := range st.VMs {
-		x.loc.putVM(&v)
+		x.loc.specs[v.Name], names[v.Name] = &v, true
 	}
+	for _, g := range st.Guests {
+		if g.Source != "" && g.Name != "" && g.VM != "" {
+			x.loc.guests, names[g.VM] = append(x.loc.guests, &g), true
+		}
+	}
+	x.knowGuests(names, time.Time{})
 	for _, sl := range st.Local {
 		le := sl.localEID
 		if !le.EID.IsValid() {
@@ -388,6 +398,11 @@ func (x *XTR) start(now time.Time) {
 	x.resolved(now)
 	for _, h := range slices.Clone(x.open) {
 		x.exec(h, h.restored(now), now)
+		if h.State == Incoming {
+			for _, e := range h.EIDs {
+				x.res.want(e, netip.Addr{}, whyPrepared, false, now)
+			}
+		}
 	}
 	for e := range x.asking {
 		x.res.want(e, e.Prefix.Addr(), whyOwn, false, now)

@@ -81,7 +81,7 @@ type XTR struct {
 	res       *resolver
 	smr       *smr
 	loc       *locals
-	early     early                    // frames of interfaces that are not served yet
+	early     early                  // frames of interfaces that are not served yet
 	active    map[lisp.EID]*handover // those that have not ended, by EID
 	handovers map[string]*handover   // all, by id
 	order     []*handover            // all, as they began
@@ -340,15 +340,20 @@ func (x *XTR) DataPlaneEvent(ev fib.Event) {
 
 // VMEvent is what a hypervisor says of a VM.
 type VMEvent struct {
-	VM    string    `json:"vm"`    // its name, or that of its interface, or its MAC address
-	Event string    `json:"event"` // EventStop or EventResume
+	VM    string    `json:"vm"`    // its name, its UUID, or the name of its interface, or its MAC address
+	Event string    `json:"event"` // one of those below
 	At    time.Time `json:"at"`    // when it happened; zero: now
 }
 
-// The events of a VMEvent.
+// The events of a VMEvent. EventStop and EventResume are other words for EventStopped and EventResumed.
 const (
-	EventStop   = "stop"   // the VM executes nothing any more, at least for now
-	EventResume = "resume" // the VM runs here
+	EventStopped   = "stopped"   // the VM executes nothing any more, at least for now
+	EventResumed   = "resumed"   // the VM runs here
+	EventMigrating = "migrating" // it is being sent away, and still runs here; may be said again and again
+	EventGone      = "gone"      // it is not here any more: it has left, or was shut down
+
+	EventStop   = "stop"
+	EventResume = "resume"
 )
 
 // VMEvent takes a VMEvent, and returns when it has taken effect in the data plane. It fails with ErrNotFound
