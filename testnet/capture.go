@@ -76,7 +76,7 @@ func (s *packetSocket) receive(f func(frame []byte, from *unix.SockaddrLinklayer
 			return ctlErr
 		}
 		if ll, ok := from.(*unix.SockaddrLinklayer); ok && err == nil {
-			at, _ := ancillary(oob[:oobn])
+			at := ancillary(oob[:oobn]).atNS
 			f(buf[:n], ll, at)
 		}
 	}

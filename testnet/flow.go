@@ -8,7 +8,18 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tabi-lisp/tabi/testnet/stream"
 )
+
+// Endpoint is where a flow begins or ends: a [Namespace] of this machine, or a [Guest].
+type Endpoint interface {
+	Name() string
+	// endpoint is which of the two it is: the other one is nil.
+	endpoint() (*Namespace, *Guest)
+}
+
+func (n *Namespace) endpoint() (*Namespace, *Guest) { return n, nil }
 
 // Window is a span of time, such as that of a move.
 type Window struct{ From, To time.Time }
@@ -22,8 +33,14 @@ type FlowReport struct {
 	Lost       uint64 `json:"lost"`     // sent, not received, and not dropped by the tester's own socket
 	Duplicated uint64 `json:"duplicated"`
 	Reordered  uint64 `json:"reordered"`
+	// Detoured are those of Reordered whose way had at least two routers more than that of the packet which overtook
+	// them: they went over the VM's old host while others already went straight to the new one.
+	Detoured uint64 `json:"detoured,omitempty"`
 	// MaxGapMS is the median over the windows of the longest gap around each; over the whole run if there is none.
 	MaxGapMS float64 `json:"max_gap_ms"`
+	// Where a guest receives, whose clock stands still with it, gaps are those of its acknowledgements as they are heard
+	// here; there are none for a stream that only guests see.
+	//
 	// GapMaxMS is the longest gap in any window.
 	GapMaxMS   float64   `json:"gap_max_ms"`
 	Gaps       []float64 `json:"gaps_ms"` // the longest of each window
@@ -34,18 +51,23 @@ type FlowReport struct {
 	LastError   string      `json:"last_error,omitempty"`
 	Missing     [][2]uint64 `json:"missing,omitempty"` // the first ranges of lost sequence numbers
 	Intact      *bool       `json:"content_intact,omitempty"`
+	// Incomplete says why the counts are not the last word: a guest did not answer. Such a stream is not OK.
+	Incomplete string `json:"incomplete,omitempty"`
 }
 
 // OK reports whether nothing was lost, doubled or changed.
 func (f FlowReport) OK() bool {
-	return f.Sent > 0 && f.Lost == 0 && f.Duplicated == 0 && f.TesterDrops == 0 && (f.Intact == nil || *f.Intact)
+	return f.Incomplete == "" && f.Sent > 0 && f.Lost == 0 && f.Duplicated == 0 && f.TesterDrops == 0 && (f.Intact == nil || *f.Intact)
 }
 
 // flow is a pair of streams, or one: what runs between two endpoints.
 type flow interface {
+	// open opens the sockets and starts to count; ends in guests are opened through f.
+	open(ctx context.Context, f *Flows) error
 	start(ctx context.Context) error
 	stopSending(ctx context.Context) // returns when nothing more is sent
 	outstanding() uint64             // what was sent and has not arrived
+	lanes() []*lane                  // its streams of packets
 	close() error                    // ends the receivers
 	report(windows []Window) []FlowReport
 }
@@ -54,12 +76,13 @@ type flow interface {
 type Flows struct {
 	mu      sync.Mutex
 	flows   []flow
+	guests  map[*Guest]*guestSession
 	next    uint32 // stream number
 	started bool
 }
 
-// stream hands out stream numbers.
-func (f *Flows) stream() uint32 {
+// number hands out stream numbers.
+func (f *Flows) number() uint32 {
 	f.next++
 	return f.next
 }
@@ -74,11 +97,34 @@ func (f *Flows) Start(ctx context.Context) error {
 	}
 	f.started = true
 	for _, fl := range f.flows {
+		if err := fl.open(ctx, f); err != nil {
+			return err
+		}
+	}
+	for _, s := range f.guests {
+		if err := s.start(ctx); err != nil {
+			return err
+		}
+	}
+	for _, fl := range f.flows {
 		if err := fl.start(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// session is what these flows have open in a guest; with mu held.
+func (f *Flows) session(g *Guest) *guestSession {
+	if f.guests == nil {
+		f.guests = make(map[*Guest]*guestSession)
+	}
+	s := f.guests[g]
+	if s == nil {
+		s = newGuestSession(g)
+		f.guests[g] = s
+	}
+	return s
 }
 
 // straggleQuiet and straggleMax say how long Stop waits for what is still under way: until nothing has come for so
@@ -91,7 +137,7 @@ const (
 // Stop ends the senders, waits for stragglers, and ends the receivers. The report can be had after it.
 func (f *Flows) Stop(ctx context.Context) error {
 	f.mu.Lock()
-	flows := f.flows
+	flows, guests := f.flows, f.guests
 	if !f.started {
 		f.mu.Unlock()
 		return nil
@@ -99,6 +145,9 @@ func (f *Flows) Stop(ctx context.Context) error {
 	f.started = false
 	f.mu.Unlock() // the others may ask meanwhile
 	var wg sync.WaitGroup
+	for _, s := range guests {
+		wg.Go(func() { s.stop(ctx) })
+	}
 	for _, fl := range flows {
 		wg.Go(func() { fl.stopSending(ctx) })
 	}
@@ -118,10 +167,24 @@ func (f *Flows) Stop(ctx context.Context) error {
 		}
 	}
 	var errs []error
+	for _, s := range guests {
+		errs = append(errs, s.end(ctx, f.sent(flows)))
+	}
 	for _, fl := range flows {
 		errs = append(errs, fl.close())
 	}
 	return errors.Join(errs...)
+}
+
+// sent is how many packets of each stream were sent, by its number.
+func (f *Flows) sent(flows []flow) map[uint32]uint64 {
+	out := make(map[uint32]uint64)
+	for _, fl := range flows {
+		for _, l := range fl.lanes() {
+			out[l.id] = l.sending().Packets
+		}
+	}
+	return out
 }
 
 // Close ends everything at once, stopped or not.
@@ -131,6 +194,9 @@ func (f *Flows) Close() error {
 	err := f.Stop(ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, s := range f.guests {
+		s.abandon()
+	}
 	for _, fl := range f.flows {
 		err = errors.Join(err, fl.close())
 	}
@@ -165,14 +231,14 @@ func (f *Flows) Line() string {
 }
 
 // gapsOf fills the gap columns.
-func (r *FlowReport) gapsOf(c *counter, windows []Window) {
+func (r *FlowReport) gapsOf(c *stream.Counter, windows []Window) {
 	r.Gaps = []float64{}
 	for _, w := range windows {
-		r.Gaps = append(r.Gaps, ms(c.longestGap(w)))
+		r.Gaps = append(r.Gaps, ms(c.LongestGap(w.From, w.To)))
 	}
 	if len(windows) == 0 {
 		far := Window{time.Unix(0, 0), time.Unix(1<<33, 0)}
-		r.MaxGapMS = ms(c.longestGap(far))
+		r.MaxGapMS = ms(c.LongestGap(far.From, far.To))
 		r.GapMaxMS = r.MaxGapMS
 		return
 	}

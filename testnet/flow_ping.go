@@ -2,7 +2,6 @@ package testnet
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,12 +11,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/testnet/stream"
 )
 
 // PingFlow describes ICMP echo requests to an address, and the replies: a packet is lost if either is.
 type PingFlow struct {
 	Name string
-	From *Namespace
+	From Endpoint
 	Src  netip.Addr
 	Dst  netip.Addr
 	Rate int // requests a second
@@ -27,35 +28,52 @@ type PingFlow struct {
 func (f *Flows) AddPing(p PingFlow) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.flows = append(f.flows, &ping{conf: p, stream: newStream(p.Name, f.stream(), p.Rate)})
+	f.flows = append(f.flows, &ping{conf: p, lane: newLane(p.Name, f.number(), p.Rate)})
 }
 
 // ping is a PingFlow that runs.
 type ping struct {
-	conf   PingFlow
-	stream *stream
-	sock   *icmpSocket
+	conf PingFlow
+	lane *lane
+	sock *icmpSocket // nil where the pings come from a guest
 
 	cancel            context.CancelFunc
 	sender, receivers sync.WaitGroup
 }
 
-func (p *ping) start(ctx context.Context) (err error) {
-	if p.sock, err = openICMP(p.conf.From, p.conf.Src); err != nil {
+func (p *ping) open(ctx context.Context, f *Flows) (err error) {
+	if p.conf.From == nil {
+		return fmt.Errorf("testnet: flow %s: an end is missing", p.conf.Name)
+	}
+	ns, guest := p.conf.From.endpoint()
+	if guest != nil {
+		s := f.session(guest)
+		p.lane.sender, p.lane.receiver = s, s
+		return s.open(ctx, stream.End{Kind: stream.EndPing, Local: netip.AddrPortFrom(p.conf.Src, 0), Remote: netip.AddrPortFrom(p.conf.Dst, 0),
+			In: p.lane.id, Out: p.lane.id, Rate: p.conf.Rate})
+	}
+	if p.sock, err = openICMP(ns, p.conf.Src); err != nil {
 		return err
 	}
 	p.receivers.Go(func() {
-		_ = p.sock.receive(func(s stamp, at int64, drops uint32) {
-			p.stream.drops.Store(max(p.stream.drops.Load(), drops))
-			if s.stream == p.stream.id {
-				p.stream.counter.packet(s.seq, s.sentNS, at)
+		_ = p.sock.receive(func(s stream.Stamp, got aside) {
+			p.lane.drops.Store(max(p.lane.drops.Load(), got.drops))
+			if s.Stream == p.lane.id {
+				p.lane.arrived(s, got.atNS, 0)
 			}
 		})
 	})
+	return nil
+}
+
+func (p *ping) start(ctx context.Context) error {
+	if p.sock == nil {
+		return nil
+	}
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.cancel = cancel
 	p.sender.Go(func() {
-		p.stream.pace(sending, func(s stamp) error { return p.sock.echo(p.conf.Dst, s) })
+		p.lane.pace(sending, func(s stream.Stamp) error { return p.sock.echo(p.conf.Dst, s) })
 	})
 	return nil
 }
@@ -66,10 +84,12 @@ func (p *ping) stopSending(context.Context) {
 	}
 	p.cancel()
 	p.sender.Wait()
-	p.stream.counter.end(p.stream.stopped)
+	p.lane.ended(time.Now())
 }
 
-func (p *ping) outstanding() uint64 { return p.stream.outstanding() }
+func (p *ping) lanes() []*lane { return []*lane{p.lane} }
+
+func (p *ping) outstanding() uint64 { return p.lane.outstanding() }
 
 func (p *ping) close() error {
 	if p.sock == nil {
@@ -80,7 +100,7 @@ func (p *ping) close() error {
 	return err
 }
 
-func (p *ping) report(windows []Window) []FlowReport { return []FlowReport{p.stream.report(windows)} }
+func (p *ping) report(windows []Window) []FlowReport { return []FlowReport{p.lane.report(windows)} }
 
 // Ping sends echo requests every 20 ms until one is answered, and says how long that took from the first.
 func Ping(ctx context.Context, from *Namespace, src, dst netip.Addr) (time.Duration, error) {
@@ -92,8 +112,8 @@ func Ping(ctx context.Context, from *Namespace, src, dst netip.Addr) (time.Durat
 	var once sync.Once
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_ = s.receive(func(st stamp, _ int64, _ uint32) {
-			if st.stream == 0 {
+		_ = s.receive(func(st stream.Stamp, _ aside) {
+			if st.Stream == 0 {
 				once.Do(func() { close(answered) })
 			}
 		})
@@ -105,7 +125,7 @@ func Ping(ctx context.Context, from *Namespace, src, dst netip.Addr) (time.Durat
 	defer tick.Stop()
 	var sendErr error
 	for seq := uint64(0); ; seq++ {
-		sendErr = s.echo(dst, stamp{0, seq, time.Now().UnixNano()})
+		sendErr = s.echo(dst, stream.Stamp{Seq: seq, SentNS: time.Now().UnixNano()})
 		select {
 		case <-answered:
 			return time.Since(begin), nil
@@ -122,9 +142,6 @@ type icmpSocket struct {
 	conn syscall.RawConn
 	v4   bool
 }
-
-// echoID marks our echo requests; the stamp inside tells flows apart.
-const echoID = 0x7461
 
 func openICMP(n *Namespace, src netip.Addr) (*icmpSocket, error) {
 	s := &icmpSocket{v4: src.Is4()}
@@ -169,16 +186,9 @@ func openICMP(n *Namespace, src netip.Addr) (*icmpSocket, error) {
 }
 
 // echo sends one echo request.
-func (s *icmpSocket) echo(dst netip.Addr, st stamp) error {
-	b := make([]byte, 8+stampLen+24)
-	b[0] = 128 // the kernel computes ICMPv6's checksum
-	binary.BigEndian.PutUint16(b[4:], echoID)
-	binary.BigEndian.PutUint16(b[6:], uint16(st.seq))
-	st.put(b[8:])
-	if s.v4 {
-		b[0] = 8
-		binary.BigEndian.PutUint16(b[2:], checksum(b))
-	}
+func (s *icmpSocket) echo(dst netip.Addr, st stream.Stamp) error {
+	b := make([]byte, stream.EchoLen)
+	stream.PutEcho(b, s.v4, st)
 	var err error
 	ctlErr := s.conn.Write(func(fd uintptr) bool {
 		err = unix.Sendto(int(fd), b, 0, sockaddr(netip.AddrPortFrom(dst, 0)))
@@ -188,7 +198,7 @@ func (s *icmpSocket) echo(dst netip.Addr, st stamp) error {
 }
 
 // receive calls f for each echo reply of ours until the socket is closed.
-func (s *icmpSocket) receive(f func(st stamp, atNS int64, drops uint32)) error {
+func (s *icmpSocket) receive(f func(s stream.Stamp, got aside)) error {
 	buf, oob := make([]byte, 2048), make([]byte, 128)
 	for {
 		var n, oobn int
@@ -203,19 +213,8 @@ func (s *icmpSocket) receive(f func(st stamp, atNS int64, drops uint32)) error {
 		if err != nil {
 			continue
 		}
-		b := buf[:n]
-		if s.v4 { // a raw IPv4 socket gives the IP header, too
-			if n < 20 || n < int(b[0]&15)*4 {
-				continue
-			}
-			b = b[int(b[0]&15)*4:]
-		}
-		if len(b) < 8 || binary.BigEndian.Uint16(b[4:]) != echoID {
-			continue
-		}
-		if st, ok := parseStamp(b[8:]); ok {
-			at, drops := ancillary(oob[:oobn])
-			f(st, at, drops)
+		if st, ok := stream.ParseEcho(buf[:n], s.v4); ok {
+			f(st, ancillary(oob[:oobn]))
 		}
 	}
 }

@@ -2,18 +2,16 @@ package testnet
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/testnet/stream"
 )
 
 // TCPFlow describes one TCP connection that carries content in both directions at once, for as long as the flows
@@ -21,8 +19,9 @@ import (
 type TCPFlow struct {
 	Name      string // of the content client -> server
 	Reverse   string // of the content server -> client
-	Client    *Namespace
-	Server    *Namespace
+	Client    Endpoint
+	Server    Endpoint
+	ClientSrc netip.Addr // that a client in a guest dials from; zero: as its routes have it
 	Addr      netip.Addr // the server's
 	Port      uint16
 	BitRate   int    // bits a second in each direction
@@ -38,16 +37,18 @@ func (f *Flows) AddTCP(t TCPFlow) {
 		t.CloseWait = 20 * time.Second
 	}
 	f.flows = append(f.flows, &tcpFlow{conf: t,
-		up:   &transfer{name: t.Name, rate: t.BitRate, seed: t.Seed, stream: uint64(f.stream())},
-		down: &transfer{name: t.Reverse, rate: t.BitRate, seed: t.Seed, stream: uint64(f.stream())}})
+		up:   newContent(t.Name, t, f.number()),
+		down: newContent(t.Reverse, t, f.number())})
 }
 
 // tcpFlow is a TCPFlow that runs.
 type tcpFlow struct {
 	conf     TCPFlow
-	up, down *transfer
-	listener net.Listener
-	client   *net.TCPConn
+	up, down *content
+	listener net.Listener  // nil where the server is in a guest
+	accepted chan struct{} // closed when server, or why there is none, is known; nil where the server is in a guest
+	refused  error
+	client   *net.TCPConn // nil where the client is in a guest
 	server   *net.TCPConn
 
 	cancel context.CancelFunc
@@ -57,44 +58,88 @@ type tcpFlow struct {
 // dialTimeout is how long a connection may take: a first SYN may be lost, and the second goes out after a second.
 const dialTimeout = 10 * time.Second
 
-func (t *tcpFlow) start(ctx context.Context) error {
-	addr := netip.AddrPortFrom(t.conf.Addr, t.conf.Port).String()
-	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	accepted := make(chan error, 1)
-	err := t.conf.Server.Do(func() (err error) {
-		t.listener, err = new(net.ListenConfig).Listen(dialing, "tcp", addr)
+func (t *tcpFlow) open(ctx context.Context, f *Flows) error {
+	if t.conf.Client == nil || t.conf.Server == nil {
+		return fmt.Errorf("testnet: flow %s: an end is missing", t.conf.Name)
+	}
+	addr := netip.AddrPortFrom(t.conf.Addr, t.conf.Port)
+	ns, guest := t.conf.Server.endpoint()
+	if guest != nil {
+		s := f.session(guest)
+		t.up.receiver, t.down.sender = s, s
+		err := s.open(ctx, stream.End{Kind: stream.EndListen, Local: addr, Rate: t.conf.BitRate, Seed: t.conf.Seed, In: t.up.id, Out: t.down.id})
+		if err != nil {
+			return err
+		}
+	} else if err := t.listen(ns, addr); err != nil {
+		return err
+	}
+	if _, guest = t.conf.Client.endpoint(); guest == nil {
+		return nil
+	}
+	s := f.session(guest)
+	if t.up.receiver == s {
+		return fmt.Errorf("testnet: flow %s: both ends are in guest %s", t.conf.Name, guest.name)
+	}
+	t.up.sender, t.down.receiver = s, s
+	src := t.conf.ClientSrc
+	if !src.IsValid() {
+		src = unspecified(t.conf.Addr)
+	}
+	return s.open(ctx, stream.End{Kind: stream.EndDial, Local: netip.AddrPortFrom(src, 0), Remote: addr, Rate: t.conf.BitRate,
+		Seed: t.conf.Seed, In: t.down.id, Out: t.up.id})
+}
+
+// listen takes one connection.
+func (t *tcpFlow) listen(ns *Namespace, addr netip.AddrPort) error {
+	err := ns.Do(func() (err error) {
+		t.listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp", addr.String())
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("testnet: %s: %w", t.conf.Name, err)
 	}
+	t.accepted = make(chan struct{})
 	go func() {
+		defer close(t.accepted)
 		c, err := t.listener.Accept()
 		if err == nil {
 			t.server = c.(*net.TCPConn)
 		}
-		accepted <- err
+		t.refused = err
 	}()
-	err = t.conf.Client.Do(func() error {
-		c, err := new(net.Dialer).DialContext(dialing, "tcp", addr)
-		if err == nil {
-			t.client = c.(*net.TCPConn)
+	return nil
+}
+
+func (t *tcpFlow) start(ctx context.Context) error {
+	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	if ns, _ := t.conf.Client.endpoint(); ns != nil {
+		err := ns.Do(func() error {
+			c, err := new(net.Dialer).DialContext(dialing, "tcp", netip.AddrPortFrom(t.conf.Addr, t.conf.Port).String())
+			if err == nil {
+				t.client = c.(*net.TCPConn)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("testnet: %s: %w", t.conf.Name, err)
 		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("testnet: %s: %w", t.conf.Name, errors.Join(err, t.listener.Close()))
 	}
-	if err := <-accepted; err != nil {
-		return fmt.Errorf("testnet: %s: accept: %w", t.conf.Name, err)
+	if t.accepted != nil {
+		select {
+		case <-t.accepted:
+			if t.refused != nil {
+				return fmt.Errorf("testnet: %s: accept: %w", t.conf.Name, t.refused)
+			}
+		case <-dialing.Done():
+			return fmt.Errorf("testnet: %s: nobody connects: %w", t.conf.Name, context.Cause(dialing))
+		}
 	}
 	sending, stop := context.WithCancel(context.WithoutCancel(ctx))
 	t.cancel = stop
-	t.wg.Go(func() { t.up.send(sending, t.client) })
-	t.wg.Go(func() { t.up.receive(t.server) })
-	t.wg.Go(func() { t.down.send(sending, t.server) })
-	t.wg.Go(func() { t.down.receive(t.client) })
+	t.up.run(sending, &t.wg, t.client, t.server)
+	t.down.run(sending, &t.wg, t.server, t.client)
 	return nil
 }
 
@@ -104,6 +149,9 @@ func (t *tcpFlow) stopSending(ctx context.Context) {
 		return
 	}
 	t.cancel()
+	ended := time.Now()
+	waiting, cancel := context.WithTimeout(ctx, t.conf.CloseWait)
+	defer cancel()
 	done := make(chan struct{})
 	go func() {
 		t.wg.Wait()
@@ -111,13 +159,21 @@ func (t *tcpFlow) stopSending(ctx context.Context) {
 	}()
 	select {
 	case <-done:
-	case <-ctx.Done():
-	case <-time.After(t.conf.CloseWait):
+	case <-waiting.Done():
+	}
+	for _, c := range []*content{t.up, t.down} {
+		for !c.finished() && waiting.Err() == nil {
+			_ = sleep(waiting, pollHurry)
+		}
+		c.counter.End(ended)
 	}
 }
 
 // outstanding is nothing: stopSending has waited for everything.
 func (t *tcpFlow) outstanding() uint64 { return 0 }
+
+// lanes are none: these are no packets.
+func (t *tcpFlow) lanes() []*lane { return nil }
 
 func (t *tcpFlow) close() error {
 	if t.cancel != nil {
@@ -126,6 +182,7 @@ func (t *tcpFlow) close() error {
 	var errs []error
 	if t.listener != nil {
 		errs = append(errs, t.listener.Close())
+		<-t.accepted
 	}
 	for _, c := range []*net.TCPConn{t.client, t.server} {
 		if c != nil {
@@ -145,104 +202,102 @@ func (t *tcpFlow) report(windows []Window) []FlowReport {
 	return []FlowReport{t.up.report(windows), t.down.report(windows)}
 }
 
-// transfer is the content in one direction.
-type transfer struct {
-	name   string
-	rate   int // bits a second
-	seed   uint64
-	stream uint64
-
-	counter counter
-	sent    atomic.Uint64
-	errs    atomic.Uint64
-	lastErr atomic.Pointer[string]
-
-	mu      sync.Mutex
-	sentSum []byte // set when all is sent
-	gotSum  []byte // set when the end was read
+// content is what goes in one direction of a connection. An end may be in a guest; its state is fetched.
+type content struct {
+	name     string
+	id       uint32
+	tx, rx   *stream.Transfer // unused where that end is in a guest
+	sender   *guestSession    // nil: here
+	receiver *guestSession    // nil: here
+	counter  *stream.Counter  // of what arrived; for a receiver in a guest, of what its kernel acknowledged
 }
 
-// pieces is how many writes a second a transfer makes.
-const pieces = 200
+func newContent(name string, t TCPFlow, id uint32) *content {
+	c := &content{name: name, id: id, tx: &stream.Transfer{Rate: t.BitRate, Seed: t.Seed, Stream: id}, rx: new(stream.Transfer)}
+	c.counter = c.rx.Received()
+	return c
+}
 
-// send writes content at its rate until ctx ends, then closes its direction.
-func (t *transfer) send(ctx context.Context, c *net.TCPConn) {
-	var key [32]byte
-	binary.BigEndian.PutUint64(key[:], t.seed)
-	binary.BigEndian.PutUint64(key[8:], t.stream)
-	content, sum := rand.NewChaCha8(key), sha256.New()
-	buf := make([]byte, max(1, t.rate/8/pieces))
-	tick := time.NewTicker(time.Second / pieces)
-	defer tick.Stop()
-	for ctx.Err() == nil {
-		_, _ = content.Read(buf) // never fails
-		n, err := c.Write(buf)
-		sum.Write(buf[:n])
-		t.sent.Add(uint64(n))
-		if err != nil {
-			t.fail("send", err)
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
+// run starts the ends that are here; from and to are nil where there is none.
+func (c *content) run(ctx context.Context, wg *sync.WaitGroup, from, to *net.TCPConn) {
+	if from != nil {
+		sent := make(chan struct{})
+		wg.Go(func() {
+			defer close(sent)
+			c.tx.Send(ctx, from)
+		})
+		if c.receiver != nil {
+			wg.Go(func() { watchAcks(from, c.counter, sent) })
 		}
 	}
-	t.counter.end(time.Now())
-	if err := c.CloseWrite(); err != nil {
-		t.fail("close", err)
+	if to != nil {
+		wg.Go(func() { c.rx.Receive(to) })
+	}
+}
+
+// ackTick is how often a sender's kernel is asked what was acknowledged.
+const ackTick = 2 * time.Millisecond
+
+// watchAcks counts what the far end's kernel acknowledges, until done is closed.
+func watchAcks(conn *net.TCPConn, counter *stream.Counter, done <-chan struct{}) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
 		return
 	}
-	t.setSum(&t.sentSum, sum)
-}
-
-// receive reads to the end.
-func (t *transfer) receive(c *net.TCPConn) {
-	sum, buf := sha256.New(), make([]byte, 256<<10)
+	tick := time.NewTicker(ackTick)
+	defer tick.Stop()
 	for {
-		n, err := c.Read(buf)
-		if n > 0 {
-			sum.Write(buf[:n])
-			t.counter.bytes(n, time.Now().UnixNano())
+		select {
+		case <-done:
+			return
+		case <-tick.C:
 		}
-		if err == io.EOF {
-			t.setSum(&t.gotSum, sum)
+		var info *unix.TCPInfo
+		err := raw.Control(func(fd uintptr) {
+			info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		})
+		if err != nil || info == nil {
 			return
 		}
-		if err != nil {
-			t.fail("receive", err)
-			return
-		}
+		counter.Total(info.Bytes_acked, time.Now().UnixNano())
 	}
 }
 
-func (t *transfer) setSum(to *[]byte, sum hash.Hash) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	*to = sum.Sum(nil)
+func (c *content) sent() stream.TransferState {
+	if c.sender != nil {
+		return c.sender.transfer(c.id)
+	}
+	return c.tx.State()
 }
 
-func (t *transfer) fail(what string, err error) {
-	t.errs.Add(1)
-	text := fmt.Sprintf("%s: %v", what, err)
-	t.lastErr.CompareAndSwap(nil, &text)
+func (c *content) got() stream.TransferState {
+	if c.receiver != nil {
+		return c.receiver.transfer(c.id)
+	}
+	return c.rx.State()
 }
 
-func (t *transfer) report(windows []Window) FlowReport {
-	t.counter.mu.Lock()
-	got := t.counter.received
-	t.counter.mu.Unlock()
-	t.mu.Lock()
-	intact := t.sentSum != nil && string(t.sentSum) == string(t.gotSum)
-	t.mu.Unlock()
-	sent := t.sent.Load()
-	r := FlowReport{Name: t.name, Unit: "bytes", Sent: sent, Received: got, Lost: sent - min(sent, got),
-		SendErrors: t.errs.Load(), Intact: &intact}
-	if e := t.lastErr.Load(); e != nil {
-		r.LastError = *e
+// finished: both ends have come to an end, good or bad, as far as is known here.
+func (c *content) finished() bool {
+	sent, got := c.sent(), c.got()
+	return (sent.Sum != "" || sent.Errors > 0) && (got.Sum != "" || got.Errors > 0)
+}
+
+func (c *content) report(windows []Window) FlowReport {
+	sent, got := c.sent(), c.got()
+	intact := sent.Sum != "" && sent.Sum == got.Sum
+	r := FlowReport{Name: c.name, Unit: "bytes", Sent: sent.Bytes, Received: got.Bytes, Lost: sent.Bytes - min(sent.Bytes, got.Bytes),
+		SendErrors: sent.Errors + got.Errors, LastError: sent.Error, Intact: &intact}
+	if got.Error != "" {
+		r.LastError = got.Error
+	}
+	for _, s := range []*guestSession{c.sender, c.receiver} {
+		if s != nil && s.trouble() != "" {
+			r.Incomplete = s.trouble()
+		}
 	}
 	if windows != nil {
-		r.gapsOf(&t.counter, windows)
+		r.gapsOf(c.counter, windows)
 	}
 	return r
 }

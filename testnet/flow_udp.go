@@ -8,12 +8,13 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/testnet/stream"
 )
 
 // socketBuffer is the receive buffer in bytes of every flow's socket: a held second of the fastest flow fits.
@@ -23,7 +24,7 @@ const socketBuffer = 64 << 20
 type UDPFlow struct {
 	Name    string // of the stream A -> B
 	Reverse string // of the stream B -> A; "" = none
-	A, B    *Namespace
+	A, B    Endpoint
 	AddrA   netip.Addr
 	AddrB   netip.Addr
 	Port    uint16 // at both ends
@@ -35,135 +36,113 @@ type UDPFlow struct {
 func (f *Flows) AddUDP(u UDPFlow) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	u.Size = max(u.Size, stampLen)
-	if u.Size == stampLen {
+	u.Size = max(u.Size, stream.StampLen)
+	if u.Size == stream.StampLen {
 		u.Size = 128
 	}
-	p := &udpPair{conf: u, ab: newStream(u.Name, f.stream(), u.Rate)}
+	p := &udpPair{conf: u, ab: newLane(u.Name, f.number(), u.Rate)}
 	if u.Reverse != "" {
-		p.ba = newStream(u.Reverse, f.stream(), u.Rate)
+		p.ba = newLane(u.Reverse, f.number(), u.Rate)
 	}
 	f.flows = append(f.flows, p)
 }
 
-// stream is one direction: a paced sender here, a counter there.
-type stream struct {
-	name string
-	id   uint32
-	rate int
-
-	counter counter
-	sent    atomic.Uint64
-	errs    atomic.Uint64
-	lastErr atomic.Pointer[string]
-	drops   atomic.Uint32 // by the receiving socket
-	stopped time.Time     // when the sender ended
-}
-
-func newStream(name string, id uint32, rate int) *stream {
-	return &stream{name: name, id: id, rate: rate}
-}
-
-// catchUp bounds how far behind its schedule a sender may be and still send all that is due at once: a tester that
-// was itself held up makes no burst of it.
-const catchUp = 20 * time.Millisecond
-
 // pace calls send for each packet at its time until ctx ends.
-func (s *stream) pace(ctx context.Context, send func(stamp) error) {
-	step := time.Second / time.Duration(s.rate)
-	next := time.Now()
+func (l *lane) pace(ctx context.Context, send func(stream.Stamp) error) {
+	due := stream.NewPacer(l.rate, time.Now())
 	for ctx.Err() == nil {
-		now := time.Now()
-		if now.Sub(next) > catchUp {
-			next = now
-		}
-		for ; !next.After(now); next = next.Add(step) {
-			seq := s.sent.Add(1) - 1
-			if err := send(stamp{s.id, seq, time.Now().UnixNano()}); err != nil {
-				s.errs.Add(1)
+		for range due.Due(time.Now()) {
+			seq := l.sent.Add(1) - 1
+			if err := send(stream.Stamp{Stream: l.id, Seq: seq, SentNS: time.Now().UnixNano()}); err != nil {
+				l.errs.Add(1)
 				text := err.Error()
-				s.lastErr.Store(&text)
+				l.lastErr.Store(&text)
 			}
 		}
 		// Not a timer per packet: a scheduler tick is about a millisecond, and what is due goes out together.
-		time.Sleep(max(time.Until(next), 500*time.Microsecond))
+		time.Sleep(max(time.Until(due.Next()), 500*time.Microsecond))
 	}
-	s.stopped = time.Now()
-}
-
-func (s *stream) outstanding() uint64 {
-	s.counter.mu.Lock()
-	defer s.counter.mu.Unlock()
-	sent := s.sent.Load()
-	return sent - min(sent, s.counter.received)
-}
-
-func (s *stream) report(windows []Window) FlowReport {
-	sent := s.sent.Load()
-	s.counter.mu.Lock()
-	r := FlowReport{Name: s.name, Unit: "packets", Sent: sent, Received: s.counter.received,
-		Duplicated: s.counter.duplicated + s.counter.foreign, Reordered: s.counter.reordered,
-		DelayMaxMS: ms(s.counter.delayMax), TesterDrops: uint64(s.drops.Load()), SendErrors: s.errs.Load()}
-	s.counter.mu.Unlock()
-	missing := sent - min(sent, r.Received)
-	r.Lost = missing - min(missing, r.TesterDrops)
-	if e := s.lastErr.Load(); e != nil {
-		r.LastError = *e
-	}
-	if windows != nil {
-		r.gapsOf(&s.counter, windows)
-		r.Missing = s.counter.missing(sent, 20)
-	}
-	return r
 }
 
 // udpPair is a UDPFlow that runs.
 type udpPair struct {
 	conf UDPFlow
-	ab   *stream
-	ba   *stream // nil if there is no reverse
-	a, b *net.UDPConn
+	ab   *lane
+	ba   *lane        // nil if there is no reverse
+	a, b *net.UDPConn // nil where the end is in a guest
 
 	cancel    context.CancelFunc
 	senders   sync.WaitGroup
 	receivers sync.WaitGroup
 }
 
-func (p *udpPair) start(ctx context.Context) (err error) {
-	if p.a, err = listenUDP(p.conf.A, p.conf.AddrA, p.conf.Port); err != nil {
+func (p *udpPair) open(ctx context.Context, f *Flows) (err error) {
+	if p.a, err = p.openEnd(ctx, f, p.conf.A, p.conf.AddrA, p.conf.AddrB, p.ba, p.ab); err != nil {
 		return err
 	}
-	if p.b, err = listenUDP(p.conf.B, p.conf.AddrB, p.conf.Port); err != nil {
+	if p.b, err = p.openEnd(ctx, f, p.conf.B, p.conf.AddrB, p.conf.AddrA, p.ab, p.ba); err != nil {
 		return err
 	}
-	p.receivers.Go(func() { receiveUDP(p.b, p.ab) })
-	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p.cancel = cancel
-	p.send(sending, p.ab, p.a, p.conf.AddrB)
-	if p.ba != nil {
-		p.receivers.Go(func() { receiveUDP(p.a, p.ba) })
-		p.send(sending, p.ba, p.b, p.conf.AddrA)
+	if p.b != nil {
+		p.receivers.Go(func() { receiveUDP(p.b, p.ab, p.ba) })
+	}
+	if p.a != nil {
+		p.receivers.Go(func() { receiveUDP(p.a, p.ba, p.ab) })
 	}
 	return nil
 }
 
-func (p *udpPair) send(ctx context.Context, s *stream, from *net.UDPConn, to netip.Addr) {
+// openEnd opens the end at e, where in arrives and out begins, either of which may be nil: a socket, or none if the end
+// is in a guest.
+func (p *udpPair) openEnd(ctx context.Context, f *Flows, e Endpoint, addr, peer netip.Addr, in, out *lane) (*net.UDPConn, error) {
+	if e == nil {
+		return nil, fmt.Errorf("testnet: flow %s: an end is missing", p.conf.Name)
+	}
+	ns, guest := e.endpoint()
+	if guest == nil {
+		return listenUDP(ns, addr, p.conf.Port)
+	}
+	s := f.session(guest)
+	conf := stream.End{Kind: stream.EndUDP, Local: netip.AddrPortFrom(addr, p.conf.Port), Remote: netip.AddrPortFrom(peer, p.conf.Port),
+		Rate: p.conf.Rate, Size: p.conf.Size}
+	if in != nil {
+		in.receiver, conf.In = s, in.id
+	}
+	if out != nil {
+		out.sender, conf.Out = s, out.id
+	}
+	return nil, s.open(ctx, conf)
+}
+
+func (p *udpPair) start(ctx context.Context) error {
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p.cancel = cancel
+	p.send(sending, p.ab, p.a, p.conf.AddrB)
+	p.send(sending, p.ba, p.b, p.conf.AddrA)
+	return nil
+}
+
+// send starts to send; a guest sends by itself.
+func (p *udpPair) send(ctx context.Context, l *lane, from *net.UDPConn, to netip.Addr) {
+	if l == nil || from == nil {
+		return
+	}
 	dst := netip.AddrPortFrom(to, p.conf.Port)
 	buf := make([]byte, p.conf.Size)
 	p.senders.Go(func() {
-		s.pace(ctx, func(st stamp) error {
-			st.put(buf)
+		l.pace(ctx, func(s stream.Stamp) error {
+			s.Put(buf)
 			_, err := from.WriteToUDPAddrPort(buf, dst)
 			return err
 		})
 	})
 }
 
-func (p *udpPair) streams() []*stream {
+func (p *udpPair) lanes() []*lane {
 	if p.ba == nil {
-		return []*stream{p.ab}
+		return []*lane{p.ab}
 	}
-	return []*stream{p.ab, p.ba}
+	return []*lane{p.ab, p.ba}
 }
 
 func (p *udpPair) stopSending(context.Context) {
@@ -172,14 +151,14 @@ func (p *udpPair) stopSending(context.Context) {
 	}
 	p.cancel()
 	p.senders.Wait()
-	for _, s := range p.streams() {
-		s.counter.end(s.stopped)
+	for _, l := range p.lanes() {
+		l.ended(time.Now())
 	}
 }
 
 func (p *udpPair) outstanding() (n uint64) {
-	for _, s := range p.streams() {
-		n += s.outstanding()
+	for _, l := range p.lanes() {
+		n += l.outstanding()
 	}
 	return n
 }
@@ -199,34 +178,41 @@ func (p *udpPair) close() error {
 }
 
 func (p *udpPair) report(windows []Window) (out []FlowReport) {
-	for _, s := range p.streams() {
-		out = append(out, s.report(windows))
+	for _, l := range p.lanes() {
+		out = append(out, l.report(windows))
 	}
 	return out
 }
 
-// receiveUDP counts what arrives until the socket is closed.
-func receiveUDP(c *net.UDPConn, s *stream) {
-	buf, oob := make([]byte, 2048), make([]byte, 128)
+// receiveUDP counts what arrives until the socket is closed: packets of in, which may be nil, and what a guest at the
+// other end acknowledges in them of out.
+func receiveUDP(c *net.UDPConn, in, out *lane) {
+	buf, oob := make([]byte, 2048), make([]byte, 256)
+	acked := out != nil && out.receiver != nil
 	for {
 		n, oobn, _, _, err := c.ReadMsgUDPAddrPort(buf, oob)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil {
+		if err != nil || in == nil {
 			continue // an ICMP error of an earlier packet: it will be missing
 		}
-		at, drops := ancillary(oob[:oobn])
-		s.drops.Store(max(s.drops.Load(), drops))
-		if st, ok := parseStamp(buf[:n]); ok && st.stream == s.id {
-			s.counter.packet(st.seq, st.sentNS, at)
+		got := ancillary(oob[:oobn])
+		in.drops.Store(max(in.drops.Load(), got.drops))
+		if s, ok := stream.ParseStamp(buf[:n]); ok && s.Stream == in.id {
+			in.arrived(s, got.atNS, got.hops)
+			if acked {
+				out.counter.Total(stream.ParseAck(buf[:n]), got.atNS)
+			}
 		}
 	}
 }
 
 // listenUDP opens a socket in a namespace, with kernel time stamps and the count of what it had to drop.
 func listenUDP(n *Namespace, addr netip.Addr, port uint16) (c *net.UDPConn, err error) {
-	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return tuneSocket(raw) }}
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return errors.Join(tuneSocket(raw), wantHops(raw, addr.Is4()))
+	}}
 	err = n.Do(func() error {
 		pc, err := lc.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(addr, port).String())
 		if err == nil {
@@ -254,9 +240,28 @@ func tuneSocket(raw syscall.RawConn) error {
 	return errors.Join(ctlErr, err)
 }
 
-// ancillary reads the kernel's receive time (CLOCK_REALTIME ns) and the socket's drops so far. Control messages are
-// laid out by hand: the parser of package unix allocates per packet.
-func ancillary(oob []byte) (atNS int64, drops uint32) {
+// wantHops has a UDP socket tell what was left of each packet's TTL or hop limit.
+func wantHops(raw syscall.RawConn, v4 bool) error {
+	level, option := unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT
+	if v4 {
+		level, option = unix.IPPROTO_IP, unix.IP_RECVTTL
+	}
+	var err error
+	ctlErr := raw.Control(func(fd uintptr) {
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), level, option, 1))
+	})
+	return errors.Join(ctlErr, err)
+}
+
+// aside is what the kernel says of a packet beside its payload.
+type aside struct {
+	atNS  int64  // when it came, CLOCK_REALTIME ns
+	drops uint32 // packets that the socket had no room for, so far
+	hops  uint8  // what was left of its TTL or hop limit, 0 = not asked for
+}
+
+// ancillary reads control messages. They are laid out by hand: the parser of package unix allocates per packet.
+func ancillary(oob []byte) (a aside) {
 	for len(oob) >= unix.SizeofCmsghdr {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
 		l := int(h.Len)
@@ -264,22 +269,18 @@ func ancillary(oob []byte) (atNS int64, drops uint32) {
 			break
 		}
 		data := oob[unix.CmsgLen(0):l]
-		if h.Level == unix.SOL_SOCKET {
-			switch h.Type {
-			case unix.SCM_TIMESTAMPNS:
-				if len(data) >= int(unsafe.Sizeof(unix.Timespec{})) {
-					atNS = (*unix.Timespec)(unsafe.Pointer(&data[0])).Nano()
-				}
-			case unix.SO_RXQ_OVFL:
-				if len(data) >= 4 {
-					drops = *(*uint32)(unsafe.Pointer(&data[0]))
-				}
-			}
+		switch {
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_TIMESTAMPNS && len(data) >= int(unsafe.Sizeof(unix.Timespec{})):
+			a.atNS = (*unix.Timespec)(unsafe.Pointer(&data[0])).Nano()
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && len(data) >= 4:
+			a.drops = *(*uint32)(unsafe.Pointer(&data[0]))
+		case (h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TTL || h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_HOPLIMIT) && len(data) >= 4:
+			a.hops = uint8(*(*uint32)(unsafe.Pointer(&data[0])))
 		}
 		oob = oob[min(unix.CmsgSpace(l-unix.CmsgLen(0)), len(oob)):]
 	}
-	if atNS == 0 {
-		atNS = time.Now().UnixNano()
+	if a.atNS == 0 {
+		a.atNS = time.Now().UnixNano()
 	}
-	return atNS, drops
+	return a
 }

@@ -17,8 +17,8 @@ import (
 
 // guestSource is the source of the program in a guest, and of what it shares with the flows here.
 //
-//go:embed stream/doc.go
-//go:embed guest/main.go
+//go:embed guest/disk.go guest/machine.go guest/main.go guest/memory.go guest/pump.go guest/serve.go guest/session.go guest/socket.go guest/tcp.go
+//go:embed stream/control.go stream/counter.go stream/doc.go stream/echo.go stream/pace.go stream/stamp.go stream/transfer.go
 var guestSource embed.FS
 
 // goPaths are where Go is looked for besides PATH, which sudo shortens.

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/vishvananda/netlink"
@@ -392,63 +391,5 @@ func sniff(t *testing.T, n *Namespace, dev string, f func([]byte)) (stop func() 
 		err := s.close()
 		<-done
 		return err
-	}
-}
-
-func TestCounter(t *testing.T) {
-	var c counter
-	at := int64(1e18)
-	for _, seq := range []uint64{0, 1, 2, 5, 4, 4, 70} {
-		at += int64(time.Millisecond)
-		c.packet(seq, at-1000, at)
-	}
-	at += int64(50 * time.Millisecond)
-	c.packet(71, at-int64(9*time.Millisecond), at)
-	c.packet(1<<40, at, at)
-	if c.received != 7 || c.duplicated != 1 || c.reordered != 1 || c.foreign != 1 {
-		t.Errorf("received %d, duplicated %d, reordered %d, foreign %d", c.received, c.duplicated, c.reordered, c.foreign)
-	}
-	if diff := cmp.Diff([][2]uint64{{3, 3}, {6, 69}, {72, 73}}, c.missing(74, 10)); diff != "" {
-		t.Error(diff)
-	}
-	if diff := cmp.Diff([][2]uint64{{3, 3}, {6, 69}}, c.missing(74, 2)); diff != "" {
-		t.Error(diff)
-	}
-	if c.delayMax != 9*time.Millisecond {
-		t.Errorf("longest delay %v", c.delayMax)
-	}
-	on := func(from, to int) time.Duration {
-		return c.longestGap(Window{time.Unix(1e9, int64(from)*1e6), time.Unix(1e9, int64(to)*1e6)})
-	}
-	if got := on(0, 1000); got != 50*time.Millisecond {
-		t.Errorf("longest gap %v", got)
-	}
-	if got := on(20, 30); got != 50*time.Millisecond { // it overlaps
-		t.Errorf("longest gap around a window inside it: %v", got)
-	}
-	if got := on(58, 1000); got != 0 {
-		t.Errorf("longest gap after it: %v", got)
-	}
-	c.end(time.Unix(0, at+int64(200*time.Millisecond)))
-	if got := on(58, 1000); got != 200*time.Millisecond {
-		t.Errorf("a stream that dried up: %v", got)
-	}
-}
-
-func TestStampRoundTripAndForeignBytes(t *testing.T) {
-	b := make([]byte, 40)
-	want := stamp{7, 1 << 33, -5}
-	want.put(b)
-	if got, ok := parseStamp(b); !ok || got != want {
-		t.Errorf("%+v %v", got, ok)
-	}
-	for n := range stampLen {
-		if _, ok := parseStamp(b[:n]); ok {
-			t.Errorf("%d bytes are a stamp", n)
-		}
-	}
-	b[0]++
-	if _, ok := parseStamp(b); ok {
-		t.Error("a foreign payload is a stamp")
 	}
 }
