@@ -8,16 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/tabi-lisp/tabi/controller"
 	"github.com/tabi-lisp/tabi/lisp"
 )
 
@@ -39,11 +36,18 @@ func (c *controllerClient) flags(cmd *cobra.Command) {
 	f.BoolVar(&c.json, "json", false, "print JSON")
 }
 
+// xmlBody is a body of a request that is no JSON: a domain's definition.
+type xmlBody string
+
 // do makes one request. in and out may be nil. created reports a status of 201.
 func (c *controllerClient) do(ctx context.Context, method, path string, in, out any) (created bool, err error) {
 	base := firstOf(c.url, os.Getenv("TABI_CONTROLLER"), defaultController)
 	var body io.Reader
-	if in != nil {
+	switch in := in.(type) {
+	case nil:
+	case xmlBody:
+		body = strings.NewReader(string(in))
+	default:
 		b, err := json.Marshal(in)
 		if err != nil {
 			return false, err
@@ -78,7 +82,7 @@ func (c *controllerClient) do(ctx context.Context, method, path string, in, out 
 		}
 		return false, &apiError{resp.StatusCode, fmt.Sprintf("controller %s: %s", base, e.Error)}
 	}
-	if out != nil {
+	if out != nil && len(b) > 0 {
 		if err := json.Unmarshal(b, out); err != nil {
 			return false, fmt.Errorf("controller %s: answer to %s %s: %w", base, method, path, err)
 		}
@@ -139,7 +143,8 @@ func (n *noun) listCommand() *cobra.Command {
 func (n *noun) showCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "show NAME", Short: "Show one " + n.name, Args: cobra.ExactArgs(1),
-		Example: "  tabi " + n.name + " show NAME\n  tabi " + n.name + " show NAME --json",
+		Example:           "  tabi " + n.name + " show NAME\n  tabi " + n.name + " show NAME --json",
+		ValidArgsFunction: completeNames(&n.api, n.path, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var one json.RawMessage
 			if _, err := n.api.do(cmd.Context(), "GET", n.one(args[0]), nil, &one); err != nil {
@@ -153,7 +158,8 @@ func (n *noun) showCommand() *cobra.Command {
 func (n *noun) deleteCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "delete NAME...", Aliases: []string{"rm"}, Short: "Remove a " + n.name + " from the inventory", Args: cobra.MinimumNArgs(1),
-		Example: "  tabi " + n.name + " delete NAME",
+		Example:           "  tabi " + n.name + " delete NAME",
+		ValidArgsFunction: completeNames(&n.api, n.path, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, name := range args {
 				if _, err := n.api.do(cmd.Context(), "DELETE", n.one(name), nil, nil); err != nil {
@@ -256,176 +262,6 @@ func shown[V any](pairs func(V) []string) func(io.Writer, json.RawMessage) error
 		}
 		return fields(w, pairs(v)...)
 	}
-}
-
-func newSiteCommand() *cobra.Command {
-	n := &noun{
-		name: "site", path: "/v1/sites",
-		table: listed("NAME DESCRIPTION", func(s controller.Site) []string { return []string{s.Name, s.Description} }),
-		show:  shown(func(s controller.Site) []string { return []string{"site", s.Name, "description", s.Description} }),
-	}
-	c := n.command("Sites of the cloud", "The sites of the cloud: places with hypervisors that share no L2 network.", "sites")
-	var description string
-	set := &cobra.Command{
-		Use: "set NAME", Short: "Add a site, or change it", Args: cobra.ExactArgs(1),
-		Example: `  tabi site set nezu --description "Nezu, Tokyo"`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s := controller.Site{Name: args[0]}
-			return n.set(cmd, args[0], &s, func() error {
-				if cmd.Flags().Changed("description") {
-					s.Description = description
-				}
-				return nil
-			})
-		},
-	}
-	set.Flags().StringVar(&description, "description", "", "a line for people")
-	c.AddCommand(set)
-	return c
-}
-
-func newHypervisorCommand() *cobra.Command {
-	n := &noun{
-		name: "hypervisor", path: "/v1/hypervisors",
-		table: listed("NAME SITE RLOC VMS AGENT STATE", func(h controller.HypervisorStatus) []string {
-			return []string{h.Name, h.Site, h.RLOC.String(), fmt.Sprint(len(h.VMs)), h.Agent, agentState(h)}
-		}),
-		show: shown(func(h controller.HypervisorStatus) []string {
-			siteID := ""
-			if h.SiteID != 0 {
-				siteID = fmt.Sprint(h.SiteID)
-			}
-			return []string{"hypervisor", h.Name, "site", h.Site, "rloc", h.RLOC.String(), "xtr-id", h.XTRID.String(), "site-id", siteID,
-				"agent", h.Agent, "state", agentState(h), "vms", strings.Join(h.VMs, " ")}
-		}),
-	}
-	c := n.command("Hypervisors of the cloud", `The hypervisors of the cloud. Each runs an xTR ("tabi xtr"); the controller talks to its agent API.`, "hv", "hypervisors")
-	var o struct {
-		site, rloc, xtrID, agent, agentToken string
-		siteID                               uint64
-	}
-	set := &cobra.Command{
-		Use: "set NAME", Short: "Add a hypervisor, or change what is given", Args: cobra.ExactArgs(1),
-		Example: `  tabi hv set nezu-hv1 --site nezu --rloc 192.0.2.1 --xtr-id 00000000000000000000000000000001 \
-      --agent http://192.0.2.1:4380 --agent-token s3cret
-  tabi hv set nezu-hv1 --agent http://192.0.2.99:4380`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			h := struct {
-				controller.Hypervisor
-				Token *string `json:"token,omitempty"`
-			}{Hypervisor: controller.Hypervisor{Name: args[0]}}
-			return n.set(cmd, args[0], &h, func() (err error) {
-				f := cmd.Flags()
-				if f.Changed("site") {
-					h.Site = o.site
-				}
-				if f.Changed("rloc") {
-					if h.RLOC, err = netip.ParseAddr(o.rloc); err != nil {
-						return fmt.Errorf("--rloc %q is no address", o.rloc)
-					}
-				}
-				if f.Changed("xtr-id") {
-					if err := h.XTRID.UnmarshalText([]byte(o.xtrID)); err != nil {
-						return fmt.Errorf("--xtr-id: %w", err)
-					}
-				}
-				if f.Changed("site-id") {
-					h.SiteID = lisp.SiteID(o.siteID)
-				}
-				if f.Changed("agent") {
-					h.Agent = o.agent
-				}
-				if f.Changed("agent-token") {
-					h.Token = &o.agentToken
-				}
-				return nil
-			})
-		},
-	}
-	f := set.Flags()
-	f.StringVar(&o.site, "site", "", "its site")
-	f.StringVar(&o.rloc, "rloc", "", "its RLOC")
-	f.StringVar(&o.xtrID, "xtr-id", "", "xTR-ID of its xTR: 32 hexadecimal digits")
-	f.Uint64Var(&o.siteID, "site-id", 0, "LISP Site-ID of its xTR")
-	f.StringVar(&o.agent, "agent", "", "URL of its agent's API")
-	f.StringVar(&o.agentToken, "agent-token", "", "bearer token of its agent's API")
-	c.AddCommand(set)
-	return c
-}
-
-// agentState says in a few words whether an agent answers and knows what it should.
-func agentState(h controller.HypervisorStatus) string {
-	switch {
-	case h.AgentError != "":
-		return h.AgentError
-	case h.AgentSeen.IsZero():
-		return "not seen yet"
-	case h.VMsToTell > 0:
-		return fmt.Sprintf("ok, %d VMs to tell", h.VMsToTell)
-	}
-	return "ok"
-}
-
-func newVMCommand() *cobra.Command {
-	n := &noun{
-		name: "vm", path: "/v1/vms",
-		table: listed("NAME HYPERVISOR EIDS MACS VERSION", func(v controller.VM) []string {
-			return []string{v.Name, v.Hypervisor, eidList(v.EIDs), strings.Join(v.MACs, ","), versionText(v.Version)}
-		}),
-		show: shown(func(v controller.VM) []string {
-			placed := ""
-			if !v.Placed.IsZero() {
-				placed = v.Placed.UTC().Format(time.RFC3339)
-			}
-			return []string{"vm", v.Name, "hypervisor", v.Hypervisor, "since", placed, "eids", eidList(v.EIDs),
-				"macs", strings.Join(v.MACs, ","), "interface", v.Interface, "version", versionText(v.Version)}
-		}),
-	}
-	c := n.command("VMs of the cloud", "The VMs of the cloud: where they run, their MAC addresses and their EIDs.", "vms")
-	var o struct {
-		hypervisor, iface string
-		macs, eids        []string
-	}
-	set := &cobra.Command{
-		Use: "set NAME", Short: "Add a VM, or change what is given", Args: cobra.ExactArgs(1),
-		Long: `Add a VM, or change what is given. This only says what is; to move a VM, use "tabi move".`,
-		Example: `  tabi vm set web --hypervisor nezu-hv1 --mac 52:54:00:00:00:10 \
-      --eid 198.51.100.10/32 --eid 2001:db8:e1d:1::10/128 --interface tap-web
-  tabi vm set web --eid 198.51.100.10/32 --eid 198.51.100.11/32`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			v := controller.VM{Name: args[0], MACs: []string{}}
-			return n.set(cmd, args[0], &v, func() error {
-				f := cmd.Flags()
-				if f.Changed("hypervisor") {
-					v.Hypervisor = o.hypervisor
-				}
-				if f.Changed("interface") {
-					v.Interface = o.iface
-				}
-				if f.Changed("mac") {
-					v.MACs = o.macs
-				}
-				if f.Changed("eid") {
-					v.EIDs = nil
-					for _, s := range o.eids {
-						e, err := lisp.ParseEID(s)
-						if err != nil {
-							return fmt.Errorf("--eid: %w", err)
-						}
-						v.EIDs = append(v.EIDs, e)
-					}
-				}
-				return nil
-			})
-		},
-	}
-	f := set.Flags()
-	f.StringVar(&o.hypervisor, "hypervisor", "", "where it runs")
-	f.StringVar(&o.iface, "interface", "", "name of its interface, if it is the same on every hypervisor")
-	f.StringSliceVar(&o.macs, "mac", nil, "its MAC addresses (replaces those that are there)")
-	f.StringSliceVar(&o.eids, "eid", nil, "its EIDs (replaces those that are there)")
-	c.AddCommand(set)
-	return c
 }
 
 func eidList(eids []lisp.EID) string {

@@ -69,11 +69,11 @@ func TestInventory(t *testing.T) {
 	prints(t, "site nezu set\n", "site", "set", "nezu")
 	prints(t, "site nara added\n", "site", "set", "nara")
 	prints(t, `
-NAME  DESCRIPTION
-nara  -
-nezu  Nezu, Tokyo
+NAME  OWNERS  LENDS  SHARED  DESCRIPTION
+nara  -       open   -       -
+nezu  -       open   -       Nezu, Tokyo
 `, "site", "list")
-	prints(t, "site         nezu\ndescription  Nezu, Tokyo\n", "site", "show", "nezu")
+	prints(t, "site         nezu\ndescription  Nezu, Tokyo\nlends        open\n", "site", "show", "nezu")
 	prints(t, "{\n  \"name\": \"nara\"\n}\n", "site", "show", "nara", "--json")
 
 	fails(t, "no site \"tokyo\"", "hv", "set", "nezu-hv1", "--site", "tokyo", "--rloc", "192.0.2.1", "--xtr-id", strings.Repeat("1", 32), "--agent", agent)
@@ -96,8 +96,8 @@ nezu  Nezu, Tokyo
 	prints(t, "vm web added\n", "vm", "set", "web", "--hypervisor", "nezu-hv1", "--mac", "52:54:00:00:00:10", "--eid", "198.51.100.10,2001:db8:e1d:1::10")
 	prints(t, "vm web set\n", "vm", "set", "web", "--interface", "tap-web")
 	prints(t, `
-NAME  HYPERVISOR  EIDS                                     MACS               VERSION
-web   nezu-hv1    198.51.100.10/32,2001:db8:e1d:1::10/128  52:54:00:00:00:10  -
+NAME  STATE  OWNER  HYPERVISOR  CPUS  MEMORY  STORAGE  EIDS
+web   -      -      nezu-hv1    -     -       -        198.51.100.10/32,2001:db8:e1d:1::10/128
 `, "vm", "list")
 	out, err = tabi(t, "vm", "show", "web")
 	if err != nil || !strings.HasPrefix(out, "vm          web\nhypervisor  nezu-hv1\nsince       20") || !strings.HasSuffix(out, "interface   tap-web\n") {
@@ -116,23 +116,25 @@ web   nezu-hv1    198.51.100.10/32,2001:db8:e1d:1::10/128  52:54:00:00:00:10  -
 
 func TestHypervisorList(t *testing.T) {
 	canned(t, map[string]string{"GET /v1/hypervisors": `200 [
-{"name":"hv1","site":"a","rloc":"192.0.2.1","xtr_id":"00000000000000000000000000000001","agent":"http://h1","agent_seen":"2026-01-01T00:00:00Z","vms_to_tell":0,"vms":["v","w"]},
-{"name":"hv2","site":"b","rloc":"2001:db8::2","xtr_id":"00000000000000000000000000000002","agent":"http://h2","agent_seen":"2026-01-01T00:00:00Z","vms_to_tell":3,"vms":[]},
-{"name":"hv3","site":"b","rloc":"192.0.2.3","xtr_id":"00000000000000000000000000000003","agent":"http://h3","agent_error":"connection refused","vms_to_tell":3,"vms":[]},
+{"name":"hv1","site":"a","rloc":"192.0.2.1","xtr_id":"00000000000000000000000000000001","agent":"http://h1","agent_seen":"2026-01-01T00:00:00Z","vms_to_tell":0,"vms":["v","w"],"node":{"hostname":"h1","version":"QEMU 7.2","cpus":8,"memory":17179869184,"memory_free":1},"used":{"cpus":3,"memory":5368709120}},
+{"name":"hv2","site":"b","rloc":"2001:db8::2","xtr_id":"00000000000000000000000000000002","agent":"http://h2","agent_seen":"2026-01-01T00:00:00Z","vms_to_tell":3,"vms":[],"driver":"qemu+tcp://h2/system"},
+{"name":"hv3","site":"b","rloc":"192.0.2.3","xtr_id":"00000000000000000000000000000003","agent":"http://h3","agent_error":"connection refused","vms_to_tell":3,"vms":[],"driver":"qemu+tcp://h3/system","driver_error":"no route to host","drained":true,"cpus":4,"memory":1073741824},
 {"name":"hv4","site":"b","rloc":"192.0.2.4","xtr_id":"00000000000000000000000000000004","agent":"http://h4","vms_to_tell":3,"vms":[]}]`})
 	prints(t, `
-NAME  SITE  RLOC         VMS  AGENT      STATE
-hv1   a     192.0.2.1    2    http://h1  ok
-hv2   b     2001:db8::2  0    http://h2  ok, 3 VMs to tell
-hv3   b     192.0.2.3    0    http://h3  connection refused
-hv4   b     192.0.2.4    0    http://h4  not seen yet
+NAME  SITE  RLOC         VMS  CPUS  MEMORY      STATE
+hv1   a     192.0.2.1    2    3/8   5GiB/16GiB  ok
+hv2   b     2001:db8::2  0    -     -           ok, 3 VMs to tell; driver: not seen yet
+hv3   b     192.0.2.3    0    0/4   0B/1GiB     drained; connection refused; driver: no route to host
+hv4   b     192.0.2.4    0    -     -           not seen yet
 `, "hv", "list")
 }
 
 // Every command of moves and of the inventory says how it is used.
 func TestControllerCommandsHelp(t *testing.T) {
 	for _, c := range [][]string{{"move"}, {"move", "prepare"}, {"move", "commit"}, {"move", "abort"}, {"move", "list"}, {"move", "show"},
-		{"site"}, {"site", "set"}, {"site", "list"}, {"hv", "set"}, {"hv", "show"}, {"vm", "set"}, {"vm", "delete"}} {
+		{"site"}, {"site", "set"}, {"site", "list"}, {"hv", "set"}, {"hv", "show"}, {"vm", "set"}, {"vm", "delete"}, {"hv", "drain"}, {"hv", "undrain"},
+		{"vm", "define"}, {"vm", "start"}, {"vm", "stop"}, {"vm", "hibernate"}, {"vm", "resume"}, {"vm", "chown"}, {"vm", "addresses"},
+		{"migrate"}, {"migration"}, {"migration", "list"}, {"migration", "show"}, {"migration", "watch"}, {"migration", "cancel"}, {"migration", "postcopy"}} {
 		out, err := tabi(t, append(c, "--help")...)
 		if err != nil || !strings.Contains(out, "--controller") || len(c) > 1 && !strings.Contains(out, "Examples:\n  tabi ") {
 			t.Errorf("%v: %v\n%s", c, err, out)

@@ -23,7 +23,12 @@ func main() {
 			fmt.Fprintln(os.Stderr, "tabi:", err)
 		}
 		stop()
-		os.Exit(1)
+		code := 1
+		var exit *exitError
+		if errors.As(err, &exit) {
+			code = exit.code
+		}
+		os.Exit(code)
 	}
 }
 
@@ -57,7 +62,7 @@ See it work, on this machine, in its own network namespaces:   sudo tabi demo`,
 	}
 	add("try", newDemoCommand(), newBenchCommand())
 	add("look", newShowCommand(), newExplainCommand(), newLigCommand(), newDoctorCommand(), newConfigCommand())
-	add("move", newMoveCommand(), newSiteCommand(), newHypervisorCommand(), newVMCommand())
+	add("move", newMigrateCommand(), newMigrationCommand(), newMoveCommand(), newSiteCommand(), newHypervisorCommand(), newVMCommand())
 	add("hook", newHookCommand())
 	add("daemon", newXTRCommand(), newMapServerCommand(), newDETRCommand(), newControllerCommand(), newRouterCommand())
 	return root
