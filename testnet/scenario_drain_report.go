@@ -123,6 +123,9 @@ func (r *DrainReport) judge(flows []FlowReport) {
 	r.Verdict = fmt.Sprintf("FAIL: %d of %d VMs left %s; of %d packets %d arrived: %s", len(r.Moves), r.VMs, r.From, r.Sent, r.Received, strings.Join(why, ", "))
 }
 
+// Passed reports whether everything was as it should be.
+func (r *DrainReport) Passed() bool { return r.Pass }
+
 // listed bounds how many lines of one kind a report for people has.
 const listed = 10
 

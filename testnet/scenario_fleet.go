@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// fleetMax is how many VMs a fleet can have: their IPv4 addresses are those of the aggregate that nobody else has.
-const fleetMax = 220
+// FleetMax is how many VMs a hypervisor that is drained can have: their IPv4 addresses are those of the aggregate that nobody else has.
+const FleetMax = 220
 
 // fleet is many namespace VMs that begin on one hypervisor, each in a network namespace of its own, with a MAC, an IPv4
 // and an IPv6 EID, and a counted UDP flow in each family to a client on the Internet.
@@ -53,8 +53,8 @@ func fleetAddrs(i int) (v4, v6 netip.Addr, mac net.HardwareAddr) {
 // startFleet makes n VMs, tells the controller of them, lets them run on a hypervisor, and waits until every D-ETR knows
 // where all of their EIDs are. rate is in packets a second, of each flow in each direction.
 func startFleet(ctx context.Context, c *Cloud, home string, n, rate int) (*fleet, error) {
-	if n < 1 || n > fleetMax {
-		return nil, fmt.Errorf("testnet: %d VMs: 1 to %d can be had", n, fleetMax)
+	if n < 1 || n > FleetMax {
+		return nil, fmt.Errorf("testnet: %d VMs: 1 to %d can be had", n, FleetMax)
 	}
 	f := &fleet{c: c, home: home, flows: new(Flows)}
 	for i := range n {

@@ -24,6 +24,7 @@ import (
 
 type demoOptions struct {
 	scenario testnet.Scenario
+	other    scenarioOptions
 	rate     int
 	bitRate  int
 	pcap     string
@@ -45,7 +46,8 @@ Everything is in network namespaces of its own and is taken away afterwards, als
 It needs root, and nothing installed.`,
 		Example: `  sudo tabi demo
   sudo tabi demo --moves 30 --json
-  sudo tabi demo --keep --pcap /tmp/pcap`,
+  sudo tabi demo --keep --pcap /tmp/pcap
+  sudo tabi demo --scenario drain --vms 200`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return demo(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), o)
@@ -62,6 +64,7 @@ It needs root, and nothing installed.`,
 	f.BoolVar(&o.keep, "keep", false, "leave the cloud up after the report, until Ctrl-C or tabi demo down")
 	f.BoolVar(&o.json, "json", false, "print the report as JSON")
 	f.StringVar(&o.logLevel, "log-level", "info", "the daemons' log level")
+	o.other.flags(c)
 	c.AddCommand(newDemoShellCommand(), newDemoLsCommand(), newDemoDownCommand(), newDemoJanitorCommand())
 	return c
 }
@@ -72,6 +75,9 @@ func demo(ctx context.Context, out, progress io.Writer, o demoOptions) (err erro
 	}
 	if o.scenario.Moves < 0 || o.rate < 1 || o.bitRate < 8 {
 		return errors.New("demo: --moves, --rate and --bit-rate want positive numbers")
+	}
+	if err := o.other.check(); err != nil {
+		return err
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -89,7 +95,11 @@ func demo(ctx context.Context, out, progress io.Writer, o demoOptions) (err erro
 			}
 		}()
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case o.other.name != "":
+		err = o.other.play(ctx, c, out, p, o.scenario.Blackout, o.json)
+	default:
 		p.watch(c.Flows)
 		err = play(ctx, c, out, p, o)
 	}
