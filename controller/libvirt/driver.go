@@ -324,12 +324,12 @@ func node(c *conn) (n controller.Node, err error) {
 		return n, err
 	}
 	n.Version = "libvirt " + version(lib) + ", QEMU " + version(hv)
-	_, kib, cpus, _, _, _, _, _, err := c.NodeGetInfo()
+	_, _, cpus, _, _, _, _, _, err := c.NodeGetInfo()
 	if err != nil {
 		return n, err
 	}
-	n.CPUs, n.Memory = int(cpus), kib<<10
-	if n.MemoryFree, err = freeMemory(c); err != nil {
+	n.CPUs = int(cpus)
+	if n.Memory, n.MemoryFree, err = memory(c); err != nil {
 		return n, err
 	}
 	text, err := c.ConnectGetCapabilities()
@@ -357,23 +357,24 @@ func node(c *conn) (n controller.Node, err error) {
 // version writes libvirt's form of a version.
 func version(v uint64) string { return fmt.Sprintf("%d.%d.%d", v/1e6, v/1e3%1e3, v%1e3) }
 
-// freeMemory is in bytes, with what the kernel gives back when it is asked.
-func freeMemory(c *conn) (uint64, error) {
+// memory is in bytes: all, and what is free with what the kernel gives back when it is asked.
+func memory(c *conn) (all, free uint64, err error) {
 	const allCells = -1
 	_, n, err := c.NodeGetMemoryStats(0, allCells, 0)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	stats, _, err := c.NodeGetMemoryStats(n, allCells, 0)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	var kib uint64
 	for _, s := range stats {
-		switch strings.TrimRight(s.Field, "\x00") {
+		switch strings.TrimRight(s.Field, "\x00") { // in KiB
+		case "total":
+			all = s.Value << 10
 		case "free", "buffers", "cached":
-			kib += s.Value
+			free += s.Value << 10
 		}
 	}
-	return kib << 10, nil
+	return all, min(free, all), nil
 }

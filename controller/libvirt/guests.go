@@ -154,7 +154,8 @@ func diskSizes(ctx context.Context, c *conn) map[string]diskSize {
 		for i := range p.number("block.count") {
 			at := fmt.Sprintf("block.%d.", i)
 			target := formatUUID(r.Dom.UUID) + "/" + p.text(at+"name")
-			sizes[target] = diskSize{p.number(at + "capacity"), p.number(at + "allocation")}
+			// libvirt's own "allocation" of a VM that runs is how far it has written since it was started.
+			sizes[target] = diskSize{p.number(at + "capacity"), p.number(at + "physical")}
 		}
 	}
 	return sizes

@@ -165,7 +165,7 @@ func lifecycle(event golibvirt.DomainEventType, detail int32) (controller.GuestE
 	case golibvirt.DomainEventSuspended:
 		return controller.GuestStopped, name("paused", "migrated", "I/O error", "watchdog", "restored", "snapshot", "API error", "post-copy", "post-copy failed")
 	case golibvirt.DomainEventResumed:
-		return controller.GuestResumed, name("unpaused", "migrated", "snapshot", "post-copy", "post-copy failed")
+		return controller.GuestResumed, name("unpaused", "migrated", "restored", "post-copy", "post-copy failed")
 	case golibvirt.DomainEventStopped:
 		return controller.GuestGone, name("shut down", "killed", "crashed", "migrated", "saved", "failed", "snapshot", "recreated")
 	case golibvirt.DomainEventPmsuspended:
