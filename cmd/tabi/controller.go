@@ -10,6 +10,7 @@ import (
 	"github.com/tabi-lisp/tabi/cmd/internal/config"
 	"github.com/tabi-lisp/tabi/controller"
 	"github.com/tabi-lisp/tabi/controller/boltstore"
+	"github.com/tabi-lisp/tabi/controller/libvirt"
 )
 
 func newControllerCommand() *cobra.Command {
@@ -26,6 +27,13 @@ func runController(ctx context.Context, c *config.Controller, d *daemon) (err er
 	ep, err := d.endpoint(ctx, c.Addresses...)
 	if err != nil {
 		return err
+	}
+	c.Core.Drivers = func(uri string) (controller.Driver, error) {
+		drv, err := libvirt.New(uri, d.log)
+		if err != nil {
+			return nil, err
+		}
+		return drv, nil
 	}
 	ctl, err := controller.New(c.Core, ep, store, d.log)
 	if err != nil {
