@@ -8,15 +8,18 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/cmd/internal/config"
 	"github.com/tabi-lisp/tabi/cmd/internal/table"
+	"github.com/tabi-lisp/tabi/controller/libvirt"
 	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/xtr/kernel"
 )
@@ -54,7 +57,7 @@ func bad(name, found, remedy string) check { return check{name, "bad", found, re
 
 func warning(name, found, remedy string) check { return check{name, "warning", found, remedy} }
 
-func doctor(_ context.Context, w io.Writer, file string, asJSON bool) error {
+func doctor(ctx context.Context, w io.Writer, file string, asJSON bool) error {
 	list := []check{kernelRelease(), capabilities(), tunDevice(), bpfPrograms(), jit()}
 	list = append(list, socketBuffers())
 	if file != "" {
@@ -64,6 +67,9 @@ func doctor(_ context.Context, w io.Writer, file string, asJSON bool) error {
 		} else {
 			list = append(list, good("configuration", file))
 			list = append(list, checkConfigured(c)...)
+			if x, ok := c.(*config.XTR); ok {
+				list = append(list, checkVMs(ctx, x.VMs)...)
+			}
 		}
 	}
 	if asJSON {
@@ -222,4 +228,58 @@ func ownAddresses(rlocs []lisp.Locator) []check {
 		}
 	}
 	return out
+}
+
+// checkVMs looks whether the agent will hear of VMs.
+func checkVMs(ctx context.Context, vms config.VMs) (out []check) {
+	if vms.Libvirt == "" && vms.QMP == "" {
+		return []check{warning("vms", "neither libvirt nor QMP", "set vms: in the file; without it, and without a prepare, a migration loses what the old interface swallows")}
+	}
+	if vms.Libvirt != "" {
+		out = append(out, checkLibvirt(ctx, vms.Libvirt))
+	}
+	if vms.QMP != "" {
+		out = append(out, checkMonitors(vms.QMP))
+	}
+	return out
+}
+
+func checkLibvirt(ctx context.Context, uri string) check {
+	const name = "vms.libvirt"
+	hv, err := libvirt.New(uri, nil)
+	if err != nil {
+		return bad(name, err.Error(), "mend the URI")
+	}
+	defer hv.Close()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	all, err := hv.Guests(ctx)
+	if err != nil {
+		return bad(name, err.Error(), "is libvirtd (or virtqemud) running, and may this user use its socket?")
+	}
+	return good(name, fmt.Sprintf("%s answers, %d VMs", uri, len(all)))
+}
+
+// checkMonitors looks at sockets and does not connect: a monitor serves one at a time, and that is the agent.
+func checkMonitors(pattern string) check {
+	const name = "vms.qmp"
+	paths, err := filepath.Glob(pattern)
+	if err != nil {
+		return bad(name, err.Error(), "mend the pattern")
+	}
+	sockets := 0
+	for _, p := range paths {
+		info, err := os.Stat(p)
+		switch {
+		case err != nil || info.Mode()&os.ModeSocket == 0:
+		case unix.Access(p, unix.R_OK|unix.W_OK) != nil:
+			return bad(name, p+" may not be used by this user", "run the agent as root, or give it the socket")
+		default:
+			sockets++
+		}
+	}
+	if sockets == 0 {
+		return warning(name, "no socket matches "+pattern, "start each VM with -qmp unix:PATH,server=on,wait=off, for the agent alone")
+	}
+	return good(name, fmt.Sprintf("%d monitors match %s", sockets, pattern))
 }

@@ -32,6 +32,7 @@ var tables = map[string]string{
 	"hypervisors":   "hypervisors of the cloud (controller)",
 	"vms":           "VMs of the cloud (controller)",
 	"ports":         "VM interfaces (xTR)",
+	"guests":        "VMs as this host's hypervisor tells of them: state, interfaces, EIDs and who named those (xTR)",
 }
 
 type socketOptions struct {

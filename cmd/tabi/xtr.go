@@ -9,6 +9,7 @@ import (
 
 	"github.com/tabi-lisp/tabi/cmd/internal/admin"
 	"github.com/tabi-lisp/tabi/cmd/internal/config"
+	"github.com/tabi-lisp/tabi/controller/libvirt"
 	"github.com/tabi-lisp/tabi/lisp/control"
 	"github.com/tabi-lisp/tabi/xtr"
 	"github.com/tabi-lisp/tabi/xtr/gateway"
@@ -47,6 +48,19 @@ func runXTR(ctx context.Context, c *config.XTR, d *daemon) error {
 	}
 	d.part("xtr", x.Run)
 	d.part("gateway", gw.Run)
+	if c.VMs.Libvirt != "" {
+		hv, err := libvirt.New(c.VMs.Libvirt, d.log)
+		if err != nil {
+			return err
+		}
+		d.part("libvirt", func(ctx context.Context) error {
+			watchGuests(ctx, hv, x, defaultGuestTimes, d.log)
+			return hv.Close()
+		})
+	}
+	if c.VMs.QMP != "" {
+		d.part("qmp", func(ctx context.Context) error { return watchMonitors(ctx, c.VMs.QMP, x, d.log) })
+	}
 	d.part("events", func(ctx context.Context) error {
 		a := agent{x: x, dp: p.kernel, gw: gw, sp: p.slow, port: kernel.Port{IID: c.Engine.IID, Stack: c.Stack}, log: d.log}
 		a.run(ctx)

@@ -3,8 +3,10 @@ package config
 import (
 	"net"
 	"net/netip"
+	"path/filepath"
 	"time"
 
+	"github.com/tabi-lisp/tabi/controller/libvirt"
 	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/xtr"
 	"github.com/tabi-lisp/tabi/xtr/gateway"
@@ -22,7 +24,15 @@ type XTR struct {
 	Gateway     gateway.Config
 	SlowPath    slowpath.Config
 	Stack       bool // VM packets cross the host's netfilter
+	VMs         VMs
 	API         API
+}
+
+// VMs says where the agent hears of this host's VMs, beside their frames. Both may be set: a VM that both tell of is
+// one VM.
+type VMs struct {
+	Libvirt string // URI of the local libvirt, "" = it is not asked
+	QMP     string // pattern of QEMU's monitor sockets, "" = none is followed
 }
 
 type rawXTR struct {
@@ -33,6 +43,7 @@ type rawXTR struct {
 	Underlay      []scalar[string]       `yaml:"underlay" doc:"interfaces that reach the other sites" req:"1" ex:"eth0"`
 	UnderlayMTU   scalar[int]            `yaml:"underlay_mtu" doc:"largest packet that passes between the sites, in bytes" def:"1500"`
 	VMInterfaces  []scalar[string]       `yaml:"vm_interfaces" doc:"names of VM interfaces, with * for anything" req:"1" ex:"tap* vnet*"`
+	VMs           rawVMs                 `yaml:"vms" doc:"where the agent hears of this host's VMs, beside their frames: without it a migration that nobody prepares loses what the old interface swallows"`
 	EIDPrefixes   []scalar[lisp.EID]     `yaml:"eid_prefixes" doc:"the cloud's EIDs: VMs may have addresses in these only" req:"1" ex:"198.51.100.0/24 2001:db8:e1d::/48"`
 	Gateway       rawGateway             `yaml:"gateway" doc:"what every xTR answers for: the VMs' default gateway, the same everywhere" req:"1"`
 	MapServers    []rawServer            `yaml:"map_servers" doc:"where EIDs are registered: all of them, always" req:"1"`
@@ -47,6 +58,28 @@ type rawXTR struct {
 	Hold          rawHold                `yaml:"hold" doc:"bounds of what is held for a VM that is on its way, per VM"`
 	Settle        scalar[time.Duration]  `yaml:"settle" doc:"how long packets are sent on after a VM has left, at least" def:"30s"`
 	RegisterEvery scalar[time.Duration]  `yaml:"register_interval" doc:"how often a registration is repeated" def:"60s"`
+}
+
+type rawVMs struct {
+	Libvirt scalar[string] `yaml:"libvirt" doc:"URI of the local libvirt; unix, tcp, tls and ssh as libvirt has them" ex:"qemu:///system"`
+	QMP     scalar[string] `yaml:"qmp" doc:"pattern of the sockets of QEMU's monitors, for VMs without libvirt; a monitor of each VM must be the agent's alone, since it serves one at a time" ex:"/run/qemu/*.qmp"`
+}
+
+func (r rawVMs) vms(p *problems) VMs {
+	if r.Libvirt.Set {
+		hv, err := libvirt.New(r.Libvirt.V, nil)
+		if err != nil {
+			p.at(r.Libvirt.tok, "vms.libvirt: %v", err)
+		} else if err := hv.Close(); err != nil {
+			p.at(r.Libvirt.tok, "vms.libvirt: %v", err)
+		}
+	}
+	if r.QMP.Set {
+		if _, err := filepath.Match(r.QMP.V, ""); err != nil || !filepath.IsAbs(r.QMP.V) {
+			p.at(r.QMP.tok, "vms.qmp: %q is not the pattern of an absolute path", r.QMP.V)
+		}
+	}
+	return VMs{Libvirt: r.Libvirt.V, QMP: r.QMP.V}
 }
 
 type rawGateway struct {
@@ -67,7 +100,7 @@ type rawHold struct {
 
 // build makes the parts' configurations agree with each other: one MTU, one set of EIDs, one set of RLOCs.
 func (r *rawXTR) build(p *problems) any {
-	c := &XTR{Common: r.common(p), Underlay: values(r.Underlay), UnderlayMTU: r.UnderlayMTU.or(1500), API: r.API.api(p)}
+	c := &XTR{Common: r.common(p), Underlay: values(r.Underlay), UnderlayMTU: r.UnderlayMTU.or(1500), VMs: r.VMs.vms(p), API: r.API.api(p)}
 	require(p, r.XTRID, "xtr_id", r.Role.tok)
 	if len(c.Underlay) == 0 {
 		p.at(r.Role.tok, "underlay is required: at least one interface")
