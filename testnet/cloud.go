@@ -45,6 +45,8 @@ type Options struct {
 	VM string
 	// PeerVM is the kind of the VM peer: "" = namespace, else as VM.
 	PeerVM string
+	// DiskMiB is the size of a local disk that real VMs have, as vda; 0 = none.
+	DiskMiB int
 	// ReadyTimeout bounds how long daemons may take until they serve; 0 = 60 s.
 	ReadyTimeout time.Duration
 }
@@ -92,7 +94,8 @@ type Cloud struct {
 	vms   map[string]*VM    // those that are namespaces
 	where map[string]string // VM -> hypervisor
 
-	guests map[string]CloudVM // all VMs
+	guests   map[string]CloudVM // all VMs
+	programs map[string]*Guest  // what runs in those that are real guests
 
 	janitor  *exec.Cmd
 	pipe     *os.File // whose end tells the janitor
@@ -136,7 +139,7 @@ func Start(ctx context.Context, o Options) (*Cloud, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cloud{Flows: new(Flows), opts: o, run: r, hosts: make(map[string]*Host), vms: make(map[string]*VM), maker: maker, guests: make(map[string]CloudVM),
+	c := &Cloud{Flows: new(Flows), opts: o, run: r, hosts: make(map[string]*Host), vms: make(map[string]*VM), maker: maker, guests: make(map[string]CloudVM), programs: make(map[string]*Guest),
 		where: make(map[string]string), removals: make(map[string]*removal)}
 	if err := c.up(ctx); err != nil {
 		if o.KeepFailed && ctx.Err() == nil {
@@ -460,6 +463,8 @@ func (c *Cloud) startVMs(ctx context.Context) error {
 		c.guests[name], c.where[name] = m, home
 		if n, ok := m.(namespaceVM); ok {
 			c.vms[name] = n.vm
+		} else {
+			c.programs[name] = NewGuest(name, c.hosts[hostClient4].ns, endpoints[name].v4)
 		}
 	}
 	// All at once: a real one takes seconds.
@@ -490,6 +495,9 @@ func (c *Cloud) waitPaths(ctx context.Context) error {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, p := range paths {
+		if c.programs[p.from] != nil {
+			continue // nobody pings out of a guest
+		}
 		for _, f := range families(p) {
 			wg.Go(func() {
 				_, err := Ping(ctx, c.hosts[p.from].ns, f[0], f[1])
@@ -502,6 +510,11 @@ func (c *Cloud) waitPaths(ctx context.Context) error {
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return err
+	}
+	for _, g := range c.programs {
+		if err := g.Wait(ctx); err != nil {
+			return err
+		}
 	}
 	if err := c.WaitFeeds(ctx); err != nil {
 		return err
@@ -530,7 +543,7 @@ func (c *Cloud) addFlows() {
 	web := endpoints[hostWeb]
 	other := max(o.Rate/4, 1)
 	udp := func(name, reverse, from string, a, b netip.Addr, port uint16, rate int) {
-		f.AddUDP(UDPFlow{Name: name, Reverse: reverse, A: c.hosts[from].ns, B: c.hosts[hostWeb].ns, AddrA: a, AddrB: b, Port: port, Rate: rate})
+		f.AddUDP(UDPFlow{Name: name, Reverse: reverse, A: c.Endpoint(from), B: c.Endpoint(hostWeb), AddrA: a, AddrB: b, Port: port, Rate: rate})
 	}
 	udp("udp6-internet-to-vm", "udp6-vm-to-internet", hostClient6, endpoints[hostClient6].v6, web.v6, 7001, o.Rate)
 	udp("udp4-internet-to-vm", "udp4-vm-to-internet", hostClient4, endpoints[hostClient4].v4, web.v4, 7002, o.Rate)
@@ -540,9 +553,9 @@ func (c *Cloud) addFlows() {
 	udp("udp4-peer-to-vm", "udp4-vm-to-peer", hostPeer, endpoints[hostPeer].v4, web.v4, 7006, other)
 	f.AddPing(PingFlow{Name: "ping6", From: c.hosts[hostClient6].ns, Src: endpoints[hostClient6].v6, Dst: web.v6, Rate: pingRate})
 	f.AddPing(PingFlow{Name: "ping4", From: c.hosts[hostClient4].ns, Src: endpoints[hostClient4].v4, Dst: web.v4, Rate: pingRate})
-	f.AddTCP(TCPFlow{Name: "tcp6-internet-to-vm", Reverse: "tcp6-vm-to-internet", Client: c.hosts[hostClient6].ns, Server: c.hosts[hostWeb].ns,
+	f.AddTCP(TCPFlow{Name: "tcp6-internet-to-vm", Reverse: "tcp6-vm-to-internet", Client: c.hosts[hostClient6].ns, Server: c.Endpoint(hostWeb),
 		Addr: web.v6, Port: 8006, BitRate: o.BitRate, Seed: o.Seed})
-	f.AddTCP(TCPFlow{Name: "tcp4-internet-to-vm", Reverse: "tcp4-vm-to-internet", Client: c.hosts[hostClient4].ns, Server: c.hosts[hostWeb].ns,
+	f.AddTCP(TCPFlow{Name: "tcp4-internet-to-vm", Reverse: "tcp4-vm-to-internet", Client: c.hosts[hostClient4].ns, Server: c.Endpoint(hostWeb),
 		Addr: web.v4, Port: 8004, BitRate: o.BitRate, Seed: o.Seed + 1})
 }
 
@@ -561,8 +574,19 @@ func (c *Cloud) Hosts() []string { return slices.Clone(c.order) }
 // VM is a namespace VM of the cloud: "web" or "peer"; nil if there is none, or if it is a real one.
 func (c *Cloud) VM(name string) *VM { return c.vms[name] }
 
-// Guest is a VM of the cloud of whatever kind: "web" or "peer"; nil if there is none.
-func (c *Cloud) Guest(name string) CloudVM { return c.guests[name] }
+// CloudVM is a VM of the cloud of whatever kind: "web" or "peer"; nil if there is none.
+func (c *Cloud) CloudVM(name string) CloudVM { return c.guests[name] }
+
+// Guest is the program in a real guest: "web" or "peer"; nil if the VM is a namespace.
+func (c *Cloud) Guest(name string) *Guest { return c.programs[name] }
+
+// Endpoint is where flows of a host or a VM begin and end.
+func (c *Cloud) Endpoint(name string) Endpoint {
+	if g := c.programs[name]; g != nil {
+		return g
+	}
+	return c.hosts[name].ns
+}
 
 // Where is the hypervisor on which a VM runs, or ran when it was paused.
 func (c *Cloud) Where(vm string) string {
@@ -613,6 +637,9 @@ func (c *Cloud) Close() error {
 	errs := []error{c.Flows.Close()}
 	for _, r := range c.removals {
 		r.timer.Stop()
+	}
+	for _, g := range c.programs {
+		errs = append(errs, g.Close())
 	}
 	for _, m := range c.guests {
 		errs = append(errs, m.Close())

@@ -52,8 +52,12 @@ type Transfer struct {
 	Blackout time.Duration
 	// MaxDowntime is what a real VM's VMM is told, 0 = 20 ms.
 	MaxDowntime time.Duration
-	// Fail has the migration fail once the VM has stopped, so that it goes on at the source.
+	// Bandwidth bounds the copy of a real VM, in bytes a second; 0 = its VMM's default.
+	Bandwidth uint64
+	// Fail has the migration fail once the VM has stopped, after Blackout, so that it goes on at the source.
 	Fail bool
+	// CancelAt has somebody cancel the migration of a real VM: see the Cancel constants; "" = nobody.
+	CancelAt string
 	// Silent keeps the stop from the agents where we are the ones to tell it.
 	Silent bool
 	// Placed is called when the target has the interface and the VM has not stopped: a migration "begins" there. An
@@ -65,6 +69,12 @@ type Transfer struct {
 	// Resumed is called as soon as the VM is known to run again, at host. It must not block.
 	Resumed func(at time.Time, host *Host)
 }
+
+// When a migration is cancelled. At the switch itself it is by Fail, which does not depend on luck.
+const (
+	CancelInCopy      = "copy"  // while the memory is copied
+	CancelAfterSwitch = "after" // when the VM runs at the target: too late, it stays there
+)
 
 // Switch is what became of a migration. Times are the VMM's own.
 type Switch struct {
@@ -107,6 +117,7 @@ type maker interface {
 // makers by kind of VM.
 var makers = map[string]func() maker{
 	VMNamespace: func() maker { return namespaceMaker{} },
+	VMQEMU:      func() maker { return new(qemuMaker) },
 }
 
 // newMaker is the maker of a kind; "" = namespace.
