@@ -95,6 +95,10 @@ type agents interface {
 	Tell(ctx context.Context, h Hypervisor, id string, v Verb) (*AgentRecord, error)
 	Handover(ctx context.Context, h Hypervisor, id string) (*AgentRecord, error)
 	Handovers(ctx context.Context, h Hypervisor) ([]AgentRecord, error)
+	// Node and Local ask for what an agent knows of itself, and of EIDs that are there. An agent that does not know the
+	// question answers nil.
+	Node(ctx context.Context, h Hypervisor) (*agentNode, error)
+	Local(ctx context.Context, h Hypervisor) ([]agentLocal, error)
 }
 
 // StatusError is an agent's answer that is no success.
@@ -154,6 +158,32 @@ func (a *httpAgents) Handovers(ctx context.Context, h Hypervisor) ([]AgentRecord
 	var out []AgentRecord
 	err := a.do(ctx, h, "GET", "/v1/handovers", nil, &out)
 	return out, err
+}
+
+func (a *httpAgents) Node(ctx context.Context, h Hypervisor) (*agentNode, error) {
+	var out agentNode
+	switch err := a.do(ctx, h, "GET", "/v1/node", nil, &out); {
+	case unknownQuestion(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return &out, nil
+}
+
+func (a *httpAgents) Local(ctx context.Context, h Hypervisor) ([]agentLocal, error) {
+	var out []agentLocal
+	err := a.do(ctx, h, "GET", "/v1/local", nil, &out)
+	if unknownQuestion(err) {
+		return nil, nil
+	}
+	return out, err
+}
+
+// unknownQuestion reports whether an agent has no such path.
+func unknownQuestion(err error) bool {
+	var st *StatusError
+	return errors.As(err, &st) && (st.Code == http.StatusNotFound || st.Code == http.StatusMethodNotAllowed)
 }
 
 func (a *httpAgents) record(ctx context.Context, h Hypervisor, method, id, verb string, body any) (*AgentRecord, error) {

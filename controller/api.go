@@ -68,6 +68,21 @@ func (c *Controller) routes() []route {
 		{"GET", "/v1/vms/{name}", "", "200 vm, 404", "show one", c.getVM},
 		{"PUT", "/v1/vms/{name}", "vm", "201 or 200 vm, 409", "make or replace one; without a hypervisor it stays where it is", c.putVM},
 		{"DELETE", "/v1/vms/{name}", "", "204, 404, 409 is being moved", "remove one", c.deleteVM},
+		{"PUT", "/v1/vms/{name}/owner", `{"owner"}`, "200 vm, 404", "say whose it is", c.putOwner},
+		{"GET", "/v1/vms/{name}/addresses", "", "200 addresses, 404", "assigned EIDs, and what the agents have seen", c.getAddresses},
+		{"PUT", "/v1/vms/{name}/definition?hypervisor=", "domain XML", "200 vm, 409 no driver, 502", "define it at its hypervisor, or at another", c.putDefinition},
+		{"POST", "/v1/vms/{name}/{action}?hypervisor=", "", "200 vm, 409, 502", "start, stop, kill, hibernate, resume or pause it", c.controlVM},
+		{"POST", "/v1/preflight", "migration request", "200 preflight, 404, 409", "whether a migration could go well; changes nothing", c.postPreflight},
+		{"POST", "/v1/migrations", "migration request", "202 migration, 403 policy, 404, 409 no driver, being moved", "migrate a VM", c.postMigration},
+		{"GET", "/v1/migrations?vm=&phase=&drain=&limit=", "", "200 [migration], newest first", "list migrations (phase=open: not ended; limit: default 100, 0 = all)", c.listMigrations},
+		{"GET", "/v1/migrations/{id}?wait=&after=", "", "200 migration, 404", "show one; wait=DURATION waits until its seq is above after, or it has ended", c.getMigration},
+		{"POST", "/v1/migrations/{id}/cancel?wait=", "", "200 migration, 409 too late", "end it; the VM stays (wait: default 10s)", c.cancelMigration},
+		{"POST", "/v1/migrations/{id}/postcopy", "", "200 migration, 409", "switch over now, memory follows", c.postCopyMigration},
+		{"POST", "/v1/migrations/{id}/detach", "", "200 migration", "say that nobody watches it any more", c.detachMigration},
+		{"POST", "/v1/hypervisors/{name}/drain", `migration request without vm, and "plan_only"`, "202 drain; plan_only: 200 [planned move]", "take every VM away, and place none there", c.postDrain},
+		{"GET", "/v1/hypervisors/{name}/drain", "", "200 drain, 404", "how far that has come", c.getDrain},
+		{"POST", "/v1/hypervisors/{name}/undrain", "", "200 hypervisor, 404", "use it again; what is queued is cancelled", c.postUndrain},
+		{"POST", "/v1/announcements", `{"vm" or "uuid" or "macs","to"}`, "201 or 200 announced, 404, 409", "somebody else is about to migrate a VM: prepare", c.postAnnouncement},
 		{"GET", "/v1/moves?vm=&state=&limit=", "", "200 [move], newest first", "list moves (limit: default 100, 0 = all)", c.listMoves},
 		{"GET", "/v1/moves/{id}?wait=", "", "200 move, 404", "show one; wait=DURATION waits until it has ended", c.getMove},
 		{"PUT", "/v1/moves/{id}?wait=", `{"vm","to"}`, "201 or 200 move, 409, 502 an agent failed", "prepare a move; waits until it is prepared (wait: default 30s)", c.putMove},
@@ -138,9 +153,10 @@ func serveTable(w http.ResponseWriter, req *http.Request, table []route) {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", r.Method, r.Path, or(r.Body, "-"), r.Answer, r.What)
 	}
 	fmt.Fprintln(tw, "\nErrors are {\"error\": \"...\"}; those about a move also have \"move\". PUTs may be repeated.")
-	fmt.Fprintln(tw, `site        {"name","description"}`)
-	fmt.Fprintln(tw, `hypervisor  {"name","site","rloc","xtr_id","site_id","agent","token","locators":[{"rloc","priority","weight"}]}`)
-	fmt.Fprintln(tw, `vm          {"name","hypervisor","macs":[],"eids":[],"interface"}`)
+	fmt.Fprintln(tw, `site        {"name","description","owners":[],"lend":{"cpus","memory","owners":[],"vms":[],"from_sites":[]},"shared_storage":[]}`)
+	fmt.Fprintln(tw, `hypervisor  {"name","site","rloc","xtr_id","site_id","agent","token","locators":[{"rloc","priority","weight"}],"driver","driver_peer","migrate_uri","cpus","memory"}`)
+	fmt.Fprintln(tw, `vm          {"name","hypervisor","macs":[],"eids":[],"interface","owner","uuid","cpus","memory"}`)
+	fmt.Fprintln(tw, `migration request  {"vm","to" or "site","mode","copy_storage","disks":[],"bandwidth","max_downtime","auto_converge","compress","parallel","timeout","on_slow"}`)
 	_ = tw.Flush() // the caller has gone
 }
 

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -93,10 +94,23 @@ type Capacity struct {
 	Memory uint64 `json:"memory"` // bytes
 }
 
-func (c *Controller) hvStatus(h Hypervisor) HypervisorStatus {
+func (c *Controller) hvStatus(h Hypervisor) HypervisorStatus { return c.hvStatusIn(h, c.world("")) }
+
+func (c *Controller) hvStatusIn(h Hypervisor, w *world) HypervisorStatus {
 	st := c.status[h.Name]
 	out := HypervisorStatus{Hypervisor: h, AgentSeen: st.seen, AgentError: st.err, VMs: c.inv.on(h.Name)}
 	out.Token = ""
+	if o := c.seen[h.Name]; o != nil {
+		out.DriverSeen, out.DriverError, out.Node = o.at, o.err, o.node
+	} else if h.Driver != "" && c.cfg.Drivers == nil {
+		out.DriverError = "this controller has no drivers"
+	}
+	if x := w.hosts[h.Name]; x != nil {
+		out.Used = x.used
+		if m, ok := x.room(); ok {
+			out.Free = &Capacity{CPUs: max(x.has.CPUs-x.used.CPUs, 0), Memory: m}
+		}
+	}
 	if out.VMs == nil {
 		out.VMs = []string{}
 	}
@@ -111,9 +125,9 @@ func (c *Controller) hvStatus(h Hypervisor) HypervisorStatus {
 
 func (c *Controller) listHypervisors(r *http.Request) (int, any, error) {
 	return c.read(r, func() (any, error) {
-		out := []HypervisorStatus{}
+		out, w := []HypervisorStatus{}, c.world("")
 		for _, h := range sorted(c.inv.hvs) {
-			out = append(out, c.hvStatus(h))
+			out = append(out, c.hvStatusIn(h, w))
 		}
 		return out, nil
 	})
@@ -133,6 +147,7 @@ func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
 	var in struct {
 		HypervisorStatus         // so that what was read can be put back; its own fields are ignored
 		Token            *string `json:"token"`
+		Drained          *bool   `json:"drained"`
 	}
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
@@ -145,11 +160,18 @@ func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
 	if err != nil {
 		return 0, nil, fail(http.StatusBadRequest, "%v", err)
 	}
-	return c.write(r, func(time.Time) (any, error) {
+	return c.write(r, func(now time.Time) (any, error) {
 		old, ok := c.inv.hvs[h.Name]
 		h.Token = old.Token
 		if in.Token != nil {
 			h.Token = *in.Token
+		}
+		h.Drained, h.DrainedSince = old.Drained, old.DrainedSince
+		if in.Drained != nil && *in.Drained != h.Drained {
+			h.Drained, h.DrainedSince = *in.Drained, time.Time{}
+			if h.Drained {
+				h.DrainedSince = now
+			}
 		}
 		if ok && old.same(h) {
 			return put{false, c.hvStatus(h)}, nil
@@ -167,10 +189,17 @@ func (c *Controller) putHypervisor(r *http.Request) (int, any, error) {
 				return nil, fail(http.StatusConflict, "hypervisor %s takes part in %s: how others know it cannot change now", h.Name, m.summary())
 			}
 		}
+		if m := c.migratesAt(h.Name); m != nil && (old.Driver != h.Driver || old.Site != h.Site) {
+			return nil, fail(http.StatusConflict, "hypervisor %s takes part in migration %s (%s): its driver and its site cannot change now", h.Name, m.ID, m.Phase)
+		}
 		c.inv.hvs[h.Name] = h
 		c.dirty.putHV(h)
 		c.stopPeer(h.Name)
 		c.startPeer(h)
+		if old.Driver != h.Driver {
+			c.stopWatcher(h.Name)
+			c.startWatcher(h)
+		}
 		return put{!ok, c.hvStatus(h)}, nil
 	})
 }
@@ -180,6 +209,16 @@ func (c *Controller) takesPart(hv string) *Record {
 	for _, e := range c.openMoves() {
 		if !e.m.State.Ended() && (e.m.From == hv || e.m.To == hv) {
 			return &e.m.Record
+		}
+	}
+	return nil
+}
+
+// migratesAt returns an open migration that a hypervisor takes part in.
+func (c *Controller) migratesAt(hv string) *MigrationRecord {
+	for _, m := range c.openMigrations() {
+		if m.r.From == hv || m.r.To == hv {
+			return &m.r
 		}
 	}
 	return nil
@@ -197,9 +236,13 @@ func (c *Controller) deleteHypervisor(r *http.Request) (int, any, error) {
 		if m := c.takesPart(name); m != nil {
 			return nil, fail(http.StatusConflict, "hypervisor %s takes part in %s", name, m.summary())
 		}
+		if m := c.migratesAt(name); m != nil {
+			return nil, fail(http.StatusConflict, "hypervisor %s takes part in migration %s (%s)", name, m.ID, m.Phase)
+		}
 		delete(c.inv.hvs, name)
 		c.dirty.delHV(name)
 		c.stopPeer(name)
+		c.stopWatcher(name)
 		return nil, nil
 	})
 }
@@ -207,11 +250,27 @@ func (c *Controller) deleteHypervisor(r *http.Request) (int, any, error) {
 // VMs.
 
 func (c *Controller) listVMs(r *http.Request) (int, any, error) {
-	return c.read(r, func() (any, error) { return sorted(c.inv.vms), nil })
+	return c.read(r, func() (any, error) {
+		out := []VMStatus{}
+		for _, v := range sorted(c.inv.vms) {
+			out = append(out, c.vmStatus(v))
+		}
+		for _, s := range c.strangers {
+			out = append(out, s.status(c.inv.hvs[s.hv].Site))
+		}
+		slices.SortStableFunc(out, func(a, b VMStatus) int { return strings.Compare(a.Name, b.Name) })
+		return out, nil
+	})
 }
 
 func (c *Controller) getVM(r *http.Request) (int, any, error) {
-	return c.read(r, func() (any, error) { return find("vm", c.inv.vms, r.PathValue("name")) })
+	return c.read(r, func() (any, error) {
+		v, ok := c.inv.vms[r.PathValue("name")]
+		if !ok {
+			return c.strangerStatus(r.PathValue("name"))
+		}
+		return c.vmStatus(v), nil
+	})
 }
 
 // moving returns the VM's move that keeps it from being changed or moved again.
@@ -225,10 +284,12 @@ func (c *Controller) moving(vm string) *Record {
 }
 
 func (c *Controller) putVM(r *http.Request) (int, any, error) {
-	var v VM
-	if err := body(r, &v); err != nil {
+	var in VMStatus // so that what was read can be put back; its own fields are ignored
+	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
+	v := in.VM
+	v.Discovered = false
 	if err := named("vm", r.PathValue("name"), &v.Name); err != nil {
 		return 0, nil, err
 	}
@@ -242,8 +303,9 @@ func (c *Controller) putVM(r *http.Request) (int, any, error) {
 			v.Hypervisor = old.Hypervisor
 		}
 		v.Version, v.Placed = old.Version, old.Placed
+		v.Owner, v.UUID = or(v.Owner, old.Owner), or(v.UUID, old.UUID)
 		if ok && old.same(v) {
-			return put{false, old}, nil
+			return put{false, c.vmStatus(old)}, nil
 		}
 		if _, there := c.inv.hvs[v.Hypervisor]; v.Hypervisor != "" && !there {
 			return nil, fail(http.StatusConflict, "vm %s: no hypervisor %q: put it first", v.Name, v.Hypervisor)
@@ -261,7 +323,8 @@ func (c *Controller) putVM(r *http.Request) (int, any, error) {
 		for _, p := range c.peers {
 			p.set(v.Name, agentVM{v.Interface, v.MACs, v.EIDs})
 		}
-		return put{!ok, v}, nil
+		c.rediscover(now)
+		return put{!ok, c.vmStatus(c.inv.vms[v.Name])}, nil
 	})
 }
 
@@ -274,11 +337,10 @@ func (c *Controller) deleteVM(r *http.Request) (int, any, error) {
 		if m := c.moving(name); m != nil {
 			return nil, fail(http.StatusConflict, "vm %s cannot be removed now: %s", name, m.summary())
 		}
-		c.inv.delVM(name)
-		c.dirty.delVM(name)
-		for _, p := range c.peers {
-			p.forget(name)
+		if g := c.migrating(name); g != nil {
+			return nil, fail(http.StatusConflict, "vm %s cannot be removed now: it is being migrated: %s to %s (%s)", name, g.ID, g.To, g.Phase)
 		}
+		c.forgetVM(name)
 		return nil, nil
 	})
 }

@@ -71,7 +71,7 @@ func (c *Controller) putMove(r *http.Request) (int, any, error) {
 	if err := body(r, &in); err != nil {
 		return 0, nil, err
 	}
-	begin := func(now time.Time) (any, error) { return c.prepare(id, in, now) }
+	begin := func(now time.Time) (any, error) { return c.prepare(id, in, moveAsked, now) }
 	v, err := c.change(r.Context(), begin)
 	var e *Error
 	if errors.As(err, &e) && e.Move != nil && e.Move.State == Prepared {
@@ -99,8 +99,17 @@ func (c *Controller) putMove(r *http.Request) (int, any, error) {
 	return 0, nil, &Error{http.StatusConflict, "move " + id + " is " + string(rec.State) + ": " + or(rec.Error, rec.Why) + "; take another id", &rec}
 }
 
+// moveKind is why a move is prepared.
+type moveKind string
+
+const (
+	moveAsked     moveKind = "asked for"                  // by a caller, who moves the VM
+	moveDriven    moveKind = "migration"                  // by a migration of ours
+	moveAnnounced moveKind = "announced by somebody else" // who has decided it: policy is not asked
+)
+
 // prepare begins a move, or finds it begun.
-func (c *Controller) prepare(id string, in MoveRequest, now time.Time) (any, error) {
+func (c *Controller) prepare(id string, in MoveRequest, kind moveKind, now time.Time) (any, error) {
 	if !idForm.MatchString(id) {
 		return nil, fail(http.StatusBadRequest, "move id %q: want 1 to 128 of A-Z a-z 0-9 . _ : -, a letter or digit first", id)
 	}
@@ -129,17 +138,30 @@ func (c *Controller) prepare(id string, in MoveRequest, now time.Time) (any, err
 	if from.Name == to.Name {
 		return nil, fail(http.StatusConflict, "vm %s runs on %s already", v.Name, to.Name)
 	}
+	if kind == moveAsked {
+		if g := c.migrating(v.Name); g != nil {
+			return nil, fail(http.StatusConflict, "vm %s is being migrated already: %s to %s (%s)", v.Name, g.ID, g.To, g.Phase)
+		}
+		if !c.inv.sites[to.Site].open() {
+			if no := c.world(id).policy(v, c.needs(v), from.Name, to.Name); no != "" {
+				return nil, fail(http.StatusForbidden, "vm %s: %s", v.Name, no)
+			}
+		}
+	}
 	c.seq++
 	e := &entry{m: Move{
 		Record: Record{
 			ID: id, VM: v.Name, EIDs: v.EIDs, From: from.Name, FromSite: from.Site, To: to.Name, ToSite: to.Site,
-			State: Preparing, Times: Times{PrepareStarted: now}, Dropped: map[string]uint64{}, Why: "asked for",
+			State: Preparing, Times: Times{PrepareStarted: now}, Dropped: map[string]uint64{}, Why: string(kind),
 		},
 		Seq: c.seq, MACs: v.MACs, Interface: v.Interface, Open: true, Since: now, Known: c.versionOf(v),
-		Src: from.side(), Tgt: to.side(),
+		Src: from.side(), Tgt: to.side(), Driven: kind == moveDriven,
 	}}
+	if kind == moveAnnounced {
+		e.m.Patience = c.cfg.Timing.Announced
+	}
 	c.insert(e)
-	c.counters.add("moves asked for", 1)
+	c.counters.add("moves "+string(kind), 1)
 	c.log.Info("move", "move", id, "vm", v.Name, "from", from.Name, "to", to.Name, "state", string(Preparing))
 	c.event(id, evTick{}, now)
 	return put{true, nil}, nil

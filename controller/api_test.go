@@ -162,7 +162,7 @@ func TestAPITable(t *testing.T) {
 		rec := httptest.NewRecorder()
 		r.Handler().ServeHTTP(rec, req)
 		var table []route
-		if err := json.Unmarshal(rec.Body.Bytes(), &table); err != nil || len(table) != 18 {
+		if err := json.Unmarshal(rec.Body.Bytes(), &table); err != nil || len(table) != 33 {
 			t.Fatalf("%v: %d rows", err, len(table))
 		}
 		text := r.must(t, http.StatusOK, "GET", "/v1", "")
@@ -171,7 +171,7 @@ func TestAPITable(t *testing.T) {
 				t.Errorf("the text does not have %s %s", row.Method, row.Path)
 			}
 			path, _, _ := strings.Cut(row.Path, "?")
-			path = strings.NewReplacer("{name}", "n", "{id}", "i").Replace(path)
+			path = strings.NewReplacer("{name}", "n", "{id}", "i", "{action}", "start").Replace(path)
 			if code, body := r.request(row.Method, path, ""); code == http.StatusMethodNotAllowed || strings.Contains(body, "no such path") {
 				t.Errorf("%s %s: %d %s", row.Method, path, code, body)
 			}

@@ -34,17 +34,37 @@ type Controller struct {
 	ended chan struct{} // closed when Run has returned
 
 	// The owner's.
-	inv     *inventory
-	moves   map[string]*entry
-	byVM    map[string][]*entry // a VM's moves, oldest first
-	order   []*entry            // all, oldest first
-	open    map[*entry]bool     // those with work to do
-	seq     uint64
-	status  map[string]agentStatus
-	peers   map[string]*peer
-	alias   map[alias]string // an agent's name for a move that the agents began by themselves
-	nonce   uint64           // last used
-	leased  uint64           // nonces below are ours, durably
+	inv    *inventory
+	moves  map[string]*entry
+	byVM   map[string][]*entry // a VM's moves, oldest first
+	order  []*entry            // all, oldest first
+	open   map[*entry]bool     // those with work to do
+	seq    uint64
+	status map[string]agentStatus
+	peers  map[string]*peer
+	alias  map[alias]string // an agent's name for a move that the agents began by themselves
+	// Hypervisors with a driver.
+	watchers    map[string]*hvWatcher
+	seen        map[string]*overseen
+	strangers   []stranger           // guests that are no VMs, by hypervisor
+	missing     map[string]time.Time // VMs that are not where they should be, and since when
+	reconcileAt time.Time            // when to look again
+
+	// Migrations.
+	migs       map[string]*migration
+	migOrder   []*migration // oldest first
+	migOpen    map[*migration]bool
+	migBy      map[string]*migration // the open one, by VM
+	migSeq     uint64
+	migChanged map[string]bool // since the last Save
+	migTouched map[string]bool // since the last flush
+	migWatch   map[string][]gwatcher
+	links      map[string]LinkMemory
+	stuck      map[string][]PlannedMove // VMs that a drain could not begin to migrate, by hypervisor
+	reschedule bool                     // the queues may have moved on
+
+	nonce   uint64 // last used
+	leased  uint64 // nonces below are ours, durably
 	dirty   Batch
 	changed map[string]bool // moves that changed since the last Save
 	touched map[string]bool // moves that changed since the last flush
@@ -79,6 +99,7 @@ type agentStatus struct {
 type pending struct {
 	id  string
 	act action
+	mig gAction // if not nil, id is a migration's
 }
 
 // answer is what a caller waits for until what it asked for is durable.
@@ -116,6 +137,9 @@ func newController(cfg Config, ep Endpoint, store Store, ag agents, log *slog.Lo
 		inv: newInventory(), moves: map[string]*entry{}, byVM: map[string][]*entry{}, open: map[*entry]bool{},
 		status: map[string]agentStatus{}, peers: map[string]*peer{}, alias: map[alias]string{},
 		changed: map[string]bool{}, touched: map[string]bool{}, watch: map[string][]watcher{},
+		watchers: map[string]*hvWatcher{}, seen: map[string]*overseen{}, missing: map[string]time.Time{},
+		migs: map[string]*migration{}, migOpen: map[*migration]bool{}, migBy: map[string]*migration{},
+		migChanged: map[string]bool{}, migTouched: map[string]bool{}, migWatch: map[string][]gwatcher{}, links: map[string]LinkMemory{}, stuck: map[string][]PlannedMove{},
 	}
 	c.env.timing = cfg.Timing
 	for _, s := range cfg.MapServers {
@@ -159,6 +183,13 @@ func (c *Controller) load() error {
 		}
 		c.insert(e)
 	}
+	slices.SortFunc(saved.Migrations, func(a, b MigrationRecord) int { return cmp.Compare(a.Order, b.Order) })
+	for _, r := range saved.Migrations {
+		c.insertMigration(&migration{r: r})
+	}
+	for _, l := range saved.Links {
+		c.links[l.Link] = l
+	}
 	c.nonce, c.leased = saved.Nonce, saved.Nonce
 	return nil
 }
@@ -193,11 +224,18 @@ func (c *Controller) Run(ctx context.Context) error {
 	})
 	for _, h := range c.inv.hvs {
 		c.startPeer(h)
+		c.startWatcher(h)
 	}
 	now := time.Now()
 	for _, e := range c.openMoves() {
 		c.log.Info("going on with a move", "move", e.m.ID, "vm", e.m.VM, "state", string(e.m.State))
 		c.event(e.m.ID, evRestart{}, now)
+	}
+	for _, m := range c.openMigrations() {
+		if m.r.Phase != MigrationQueued {
+			c.log.Info("going on with a migration", "migration", m.r.ID, "vm", m.r.VM, "phase", string(m.r.Phase))
+			c.migEvent(m.r.ID, gRestart{}, now)
+		}
 	}
 	err := c.loop(ctx, lost)
 	cancel()
@@ -220,6 +258,14 @@ func (c *Controller) loop(ctx context.Context, lost <-chan error) error {
 			if !e.next.IsZero() && !e.next.After(now) {
 				c.event(e.m.ID, evTick{}, now)
 			}
+		}
+		for m := range c.migOpen {
+			if !m.next.IsZero() && !m.next.After(now) {
+				c.migEvent(m.r.ID, gTick{}, now)
+			}
+		}
+		if !c.reconcileAt.IsZero() && !c.reconcileAt.After(now) {
+			c.reconcile(now)
 		}
 		c.flush(now)
 		timer.Reset(c.wait(now))
@@ -252,6 +298,14 @@ func (c *Controller) wait(now time.Time) time.Duration {
 		if !e.next.IsZero() && e.next.Before(next) {
 			next = e.next
 		}
+	}
+	for m := range c.migOpen {
+		if !m.next.IsZero() && m.next.Before(next) {
+			next = m.next
+		}
+	}
+	if !c.reconcileAt.IsZero() && c.reconcileAt.Before(next) {
+		next = c.reconcileAt
 	}
 	save := c.lazyAt
 	if c.unsaved != nil {
@@ -316,7 +370,7 @@ func (c *Controller) event(id string, ev event, now time.Time) {
 	m, acts, next := c.env.step(e.m, ev, now)
 	e.m, e.next = m, next
 	for _, a := range acts {
-		c.acts = append(c.acts, pending{id, a})
+		c.acts = append(c.acts, pending{id: id, act: a})
 	}
 	c.urgent = c.urgent || m.State != before || len(acts) > 0
 	if m.State != before {
@@ -357,6 +411,9 @@ func (c *Controller) entered(e *entry, before State, now time.Time) {
 		c.log.Warn("move", append(attrs, "err", m.Error)...)
 	} else {
 		c.log.Info("move", attrs...)
+	}
+	if g := c.migs[m.ID]; g != nil && g.r.Move == m.ID {
+		defer c.tellMigration(m.ID, now)
 	}
 	v, ok := c.inv.vms[m.VM]
 	if !ok {

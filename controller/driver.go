@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/tabi-lisp/tabi/lisp"
@@ -27,7 +28,8 @@ type Driver interface {
 	Control(ctx context.Context, vm string, do Action) error
 
 	// Migrate moves a VM and returns when that is decided: nil = it runs at the target. Whatever the error, the VM
-	// runs where it was, unless the error is an [ErrMigrationUnclear]. When ctx ends the migration is cancelled.
+	// runs where it was, unless the error is an [ErrMigrationUnclear]. When ctx ends the migration is cancelled, unless
+	// [context.Cause] says [ErrDetached]: then the hypervisors should be left at it, if that is possible.
 	// progress, if not nil, is called about twice a second, and after each change of phase; it must not block.
 	Migrate(ctx context.Context, m Migration, progress func(Progress)) error
 	// Steer changes a migration that is under way.
@@ -195,6 +197,9 @@ type Progress struct {
 	Downtime  time.Duration `json:"downtime"`           // expected if it switched now; measured at the end
 	Throttle  int           `json:"throttle,omitempty"` // percent of CPU time that auto-converge takes
 }
+
+// ErrDetached is the cause of the end of a context when nobody wishes to watch any longer: the controller is being stopped.
+var ErrDetached = errors.New("the controller stops watching")
 
 // ErrMigrationUnclear says that nobody knows where a VM runs after its migration: post-copy broke off, or the
 // connection did at the switch.

@@ -42,7 +42,7 @@ type memStore struct {
 
 func newMemStore() *memStore {
 	s := &memStore{kinds: map[string]map[string]json.RawMessage{}}
-	for _, k := range []string{"site", "hv", "vm", "move"} {
+	for _, k := range []string{"site", "hv", "vm", "move", "migration", "link"} {
 		s.kinds[k] = map[string]json.RawMessage{}
 	}
 	return s
@@ -63,11 +63,13 @@ func (s *memStore) Load() (Saved, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out Saved
-	var errs [4]error
+	var errs [6]error
 	out.Sites, errs[0] = loadKind[Site](s, "site")
 	out.Hypervisors, errs[1] = loadKind[Hypervisor](s, "hv")
 	out.VMs, errs[2] = loadKind[VM](s, "vm")
 	out.Moves, errs[3] = loadKind[Move](s, "move")
+	out.Migrations, errs[4] = loadKind[MigrationRecord](s, "migration")
+	out.Links, errs[5] = loadKind[LinkMemory](s, "link")
 	out.Nonce = s.nonce
 	return out, errors.Join(errs[:]...)
 }
@@ -103,6 +105,8 @@ func (s *memStore) Save(b Batch) error {
 	saveKind(s, "hv", b.PutHypervisors, b.DelHypervisors, hvName)
 	saveKind(s, "vm", b.PutVMs, b.DelVMs, vmName)
 	saveKind(s, "move", b.PutMoves, b.DelMoves, moveID)
+	saveKind(s, "migration", b.PutMigrations, b.DelMigrations, migID)
+	saveKind(s, "link", b.PutLinks, nil, linkName)
 	if b.Nonce != 0 {
 		s.nonce = b.Nonce
 	}
@@ -123,6 +127,9 @@ type fakeAgent struct {
 	hos  map[string]*AgentRecord
 	log  []string
 	told int // PUTs of VMs
+
+	node  *agentNode
+	local []agentLocal
 }
 
 // cloud is the world of a test. Its lock is held for moments only, never while time passes.
@@ -338,6 +345,24 @@ func (w *cloud) Handovers(ctx context.Context, h Hypervisor) ([]AgentRecord, err
 	}
 	slices.SortFunc(out, func(a, b AgentRecord) int { return strings.Compare(a.ID, b.ID) })
 	return out, nil
+}
+
+func (w *cloud) Node(ctx context.Context, h Hypervisor) (*agentNode, error) {
+	a, err := w.enter(ctx, h, "")
+	if err != nil {
+		return nil, err
+	}
+	defer w.mu.Unlock()
+	return a.node, nil
+}
+
+func (w *cloud) Local(ctx context.Context, h Hypervisor) ([]agentLocal, error) {
+	a, err := w.enter(ctx, h, "")
+	if err != nil {
+		return nil, err
+	}
+	defer w.mu.Unlock()
+	return a.local, nil
 }
 
 // migrate is the VM going from one hypervisor to another, as the agents see it.

@@ -123,6 +123,7 @@ func (v VM) same(o VM) bool {
 
 var (
 	nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	uuidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 	idForm   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
 )
 
@@ -187,6 +188,14 @@ func (h Hypervisor) validate() error {
 	if !own {
 		return fmt.Errorf("hypervisor %s: rloc %s is not among its locators", h.Name, h.RLOC)
 	}
+	for _, o := range []struct{ what, uri string }{{"driver", h.Driver}, {"driver_peer", h.DriverPeer}, {"migrate_uri", h.MigrateURI}} {
+		if u, err := url.Parse(o.uri); o.uri != "" && (err != nil || u.Scheme == "") {
+			return fmt.Errorf("hypervisor %s: %s %q: want a URI such as qemu+tcp://hv1/system (migrate_uri: tcp://192.0.2.1)", h.Name, o.what, o.uri)
+		}
+	}
+	if h.CPUs < 0 {
+		return fmt.Errorf("hypervisor %s: cpus is %d", h.Name, h.CPUs)
+	}
 	u, err := url.Parse(h.Agent)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("hypervisor %s: agent %q: want a URL such as http://192.0.2.1:4380", h.Name, h.Agent)
@@ -225,6 +234,18 @@ func (v VM) normal() (VM, error) {
 	if v.MACs == nil {
 		v.MACs = []string{}
 	}
+	v.UUID = strings.ToLower(v.UUID)
+	if v.UUID != "" && !uuidForm.MatchString(v.UUID) {
+		return v, fmt.Errorf("vm %s: uuid %q: want 8-4-4-4-12 hexadecimal digits", v.Name, v.UUID)
+	}
+	if v.Owner != "" {
+		if err := checkName("owner", v.Owner); err != nil {
+			return v, fmt.Errorf("vm %s: %w", v.Name, err)
+		}
+	}
+	if v.CPUs < 0 {
+		return v, fmt.Errorf("vm %s: cpus is %d", v.Name, v.CPUs)
+	}
 	return v, nil
 }
 
@@ -235,11 +256,12 @@ type inventory struct {
 	vms   map[string]VM
 	eids  map[lisp.EID]string // whose it is; overlaps are not admitted
 	macs  map[string]string
+	uuids map[string]string
 }
 
 func newInventory() *inventory {
 	return &inventory{sites: map[string]Site{}, hvs: map[string]Hypervisor{}, vms: map[string]VM{},
-		eids: map[lisp.EID]string{}, macs: map[string]string{}}
+		eids: map[lisp.EID]string{}, macs: map[string]string{}, uuids: map[string]string{}}
 }
 
 func (inv *inventory) putVM(v VM) {
@@ -251,6 +273,9 @@ func (inv *inventory) putVM(v VM) {
 	for _, m := range v.MACs {
 		inv.macs[m] = v.Name
 	}
+	if v.UUID != "" {
+		inv.uuids[v.UUID] = v.Name
+	}
 }
 
 func (inv *inventory) delVM(name string) {
@@ -260,6 +285,9 @@ func (inv *inventory) delVM(name string) {
 	}
 	for _, m := range old.MACs {
 		delete(inv.macs, m)
+	}
+	if inv.uuids[old.UUID] == name {
+		delete(inv.uuids, old.UUID)
 	}
 	delete(inv.vms, name)
 }

@@ -239,8 +239,12 @@ func (s *stepper) prepared() {
 			s.call(r, VerbPrepare)
 		}
 	}
-	if s.due(m.Since.Add(s.timing.Prepared)) {
-		m.Error = "the VM did not move in " + s.timing.Prepared.String()
+	patience := s.timing.Prepared
+	if m.Patience > 0 {
+		patience = m.Patience
+	}
+	if !m.Driven && s.due(m.Since.Add(patience)) {
+		m.Error = "the VM did not move in " + patience.String()
 		s.enter(Aborting, "timeout")
 	}
 }

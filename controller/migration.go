@@ -138,21 +138,21 @@ type MigrationStatus struct {
 // MigrationRecord is the durable state of a migration.
 type MigrationRecord struct {
 	MigrationStatus
-	Order   uint64 `json:"order"` // of creation
-	Off     bool   `json:"off,omitempty"`
-	Guest   string `json:"guest,omitempty"` // its name at the hypervisors
-	Dest    string `json:"dest,omitempty"`  // URIs that the source was given
-	Via     string `json:"via,omitempty"`
-	Watched Slow   `json:"watched,omitzero"`
+	Order uint64 `json:"order"` // of creation
+	Off   bool   `json:"off,omitempty"`
+	Guest string `json:"guest,omitempty"` // its name at the hypervisors
+	Dest  string `json:"dest,omitempty"`  // URIs that the source was given
+	Via   string `json:"via,omitempty"`
+	Slow  Slow   `json:"slow,omitzero"`
 
-	since    time.Time // when the phase was entered, or the controller started
-	busy     bool      // an action of the phase is under way
-	running  bool      // Driver.Migrate is under way
-	steering bool
-	acts     bool // cancel was told to the driver
-	steered  time.Duration
-	where    []Sighting
-	unclear  time.Time // when locating last gave no answer
+	since     time.Time // when the phase was entered, or the controller started
+	busy      bool      // locating: the drivers are being asked
+	running   bool      // Driver.Migrate is under way
+	steering  bool      // Driver.Steer is under way
+	stopping  bool      // Driver.Migrate was told to end
+	contested bool      // the agents see it at the target, the hypervisors do not
+	undone    string    // why the move was undone in the meantime
+	unclear   time.Time // locating: when the drivers last answered
 }
 
 // Sighting is what one hypervisor's driver says of a VM.
@@ -170,10 +170,12 @@ type Slow struct {
 	Least     uint64        `json:"least,omitempty"` // least bytes that remained at an iteration's end
 	Worse     int           `json:"worse,omitempty"` // iterations since then
 	Sent      uint64        `json:"sent,omitempty"`
-	SentAt    time.Time     `json:"sent_at,omitzero"` // when Sent last grew
-	At        time.Time     `json:"at,omitzero"`      // when it was said that it is slow; zero = not
-	Downtime  time.Duration `json:"downtime,omitempty"`
-	Steered   bool          `json:"steered,omitempty"`
+	SentAt    time.Time     `json:"sent_at,omitzero"`    // when Sent last grew
+	At        time.Time     `json:"at,omitzero"`         // when it was said that it is slow; zero = not
+	Stalled   bool          `json:"stalled,omitempty"`   // it was said that nothing is sent
+	Downtime  time.Duration `json:"downtime,omitempty"`  // that was admitted in the meantime
+	Steered   bool          `json:"steered,omitempty"`   // the switch to post-copy was ordered, because it is slow
+	PostCopy  bool          `json:"post_copy,omitempty"` // it was switched
 }
 
 // clone shares nothing with r that step changes.

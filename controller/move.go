@@ -140,8 +140,12 @@ type Move struct {
 	Src       Side                      `json:"source_side"`
 	Tgt       Side                      `json:"target_side"`
 	Observed  bool                      `json:"observed,omitempty"` // nobody announced it: the agents carry it out, we write down
-	Open      bool                      `json:"open,omitempty"`     // work remains: registrations, agents' last counts
-	Since     time.Time                 `json:"since,omitzero"`     // when State was entered
+	// Driven: a migration of ours is what it waits for, however long. Patience bounds the wait of others; 0 =
+	// Timing.Prepared.
+	Driven    bool                      `json:"driven,omitempty"`
+	Patience  time.Duration             `json:"patience,omitempty"`
+	Open      bool                      `json:"open,omitempty"` // work remains: registrations, agents' last counts
+	Since     time.Time                 `json:"since,omitzero"` // when State was entered
 	Confirmed map[netip.Addr][]lisp.EID `json:"confirmed,omitempty"`
 
 	push    map[pushKey]push

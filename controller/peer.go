@@ -156,6 +156,17 @@ func (p *peer) waiting() (n int, refused string) {
 	return n, refused
 }
 
+// knows reports whether the agent knows a VM, or why it does not want to.
+func (p *peer) knows(name string) (told bool, refused string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.want[name]
+	if t == nil || t.gone {
+		return false, ""
+	}
+	return t.done, t.refused
+}
+
 func (p *peer) tellLoop(ctx context.Context) {
 	backoff := p.timing.Retry
 	progress := false // something was accepted since the refusals

@@ -16,6 +16,7 @@ const lazy = time.Second
 // flush makes durable what has changed; only then it does what the moves want done and answers callers.
 // When the store fails, nothing is done, callers hear of it, and it is tried again.
 func (c *Controller) flush(now time.Time) {
+	c.schedule(now)
 	if err := c.save(now); err != nil {
 		for _, a := range c.answers {
 			if a.res.err == nil && a.write {
@@ -29,6 +30,10 @@ func (c *Controller) flush(now time.Time) {
 	acts := c.acts
 	c.acts = nil
 	for _, p := range acts {
+		if p.mig != nil {
+			c.doMigration(p.id, p.mig)
+			continue
+		}
 		c.do(p, now)
 	}
 	for _, a := range c.answers {
@@ -39,6 +44,10 @@ func (c *Controller) flush(now time.Time) {
 		c.wakeWatchers(id)
 	}
 	clear(c.touched)
+	for id := range c.migTouched {
+		c.wakeMigrationWatchers(id)
+	}
+	clear(c.migTouched)
 	if c.rewatch {
 		c.rewatch = false
 		c.setWatches()
@@ -48,10 +57,11 @@ func (c *Controller) flush(now time.Time) {
 // save makes durable what cannot wait, and all else with it.
 func (c *Controller) save(now time.Time) error {
 	c.prune()
+	c.pruneMigrations()
 	if n := c.nextNonce(now); n+nonceLease/2 > c.leased && len(c.env.servers) > 0 {
 		c.dirty.Nonce = n + nonceLease
 	}
-	if len(c.changed) > 0 && c.lazyAt.IsZero() {
+	if len(c.changed)+len(c.migChanged) > 0 && c.lazyAt.IsZero() {
 		c.lazyAt = now.Add(lazy)
 	}
 	if !c.urgent && c.dirty.Empty() && (c.lazyAt.IsZero() || now.Before(c.lazyAt)) {
@@ -63,6 +73,11 @@ func (c *Controller) save(now time.Time) error {
 	for id := range c.changed {
 		if e := c.moves[id]; e != nil {
 			c.dirty.putMove(e.m)
+		}
+	}
+	for id := range c.migChanged {
+		if m := c.migs[id]; m != nil {
+			c.dirty.putMigration(m.r)
 		}
 	}
 	if !c.dirty.Empty() {
@@ -85,6 +100,7 @@ func (c *Controller) save(now time.Time) error {
 	}
 	c.unsaved, c.saveAt, c.lazyAt, c.urgent = nil, time.Time{}, time.Time{}, false
 	clear(c.changed)
+	clear(c.migChanged)
 	return nil
 }
 

@@ -17,6 +17,8 @@ type Saved struct {
 	Hypervisors []Hypervisor
 	VMs         []VM
 	Moves       []Move
+	Migrations  []MigrationRecord
+	Links       []LinkMemory
 	Nonce       uint64 // no Map-Register was sent with this nonce or a higher one
 }
 
@@ -27,16 +29,20 @@ type Batch struct {
 	PutHypervisors []Hypervisor
 	PutVMs         []VM
 	PutMoves       []Move
+	PutMigrations  []MigrationRecord
+	PutLinks       []LinkMemory
 	DelSites       []string
 	DelHypervisors []string
 	DelVMs         []string
 	DelMoves       []string
+	DelMigrations  []string
 	Nonce          uint64 // 0 = unchanged
 }
 
 // Empty reports whether b changes nothing.
 func (b *Batch) Empty() bool {
 	return len(b.PutSites)+len(b.PutHypervisors)+len(b.PutVMs)+len(b.PutMoves)+
+		len(b.PutMigrations)+len(b.PutLinks)+len(b.DelMigrations)+
 		len(b.DelSites)+len(b.DelHypervisors)+len(b.DelVMs)+len(b.DelMoves) == 0 && b.Nonce == 0
 }
 
@@ -58,10 +64,12 @@ func remove[V any](put *[]V, del *[]string, name string, nameOf func(V) string) 
 	}
 }
 
-func siteName(s Site) string     { return s.Name }
-func hvName(h Hypervisor) string { return h.Name }
-func vmName(v VM) string         { return v.Name }
-func moveID(m Move) string       { return m.ID }
+func siteName(s Site) string         { return s.Name }
+func hvName(h Hypervisor) string     { return h.Name }
+func vmName(v VM) string             { return v.Name }
+func moveID(m Move) string           { return m.ID }
+func migID(m MigrationRecord) string { return m.ID }
+func linkName(l LinkMemory) string   { return l.Link }
 
 func (b *Batch) putSite(s Site)     { change(&b.PutSites, &b.DelSites, s.Name, s, siteName) }
 func (b *Batch) delSite(n string)   { remove(&b.PutSites, &b.DelSites, n, siteName) }
@@ -71,3 +79,9 @@ func (b *Batch) putVM(v VM)         { change(&b.PutVMs, &b.DelVMs, v.Name, v, vm
 func (b *Batch) delVM(n string)     { remove(&b.PutVMs, &b.DelVMs, n, vmName) }
 func (b *Batch) putMove(m Move)     { change(&b.PutMoves, &b.DelMoves, m.ID, m, moveID) }
 func (b *Batch) delMove(n string)   { remove(&b.PutMoves, &b.DelMoves, n, moveID) }
+
+func (b *Batch) putMigration(m MigrationRecord) {
+	change(&b.PutMigrations, &b.DelMigrations, m.ID, m, migID)
+}
+func (b *Batch) delMigration(n string) { remove(&b.PutMigrations, &b.DelMigrations, n, migID) }
+func (b *Batch) putLink(l LinkMemory)  { change(&b.PutLinks, new([]string), l.Link, l, linkName) }

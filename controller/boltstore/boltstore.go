@@ -23,6 +23,8 @@ var (
 	bucketHypervisors = []byte("hypervisors")
 	bucketVMs         = []byte("vms")
 	bucketMoves       = []byte("moves")
+	bucketMigrations  = []byte("migrations")
+	bucketLinks       = []byte("links")
 
 	keyFormat = []byte("format")
 	keyNonce  = []byte("nonce")
@@ -49,7 +51,7 @@ func Open(path string) (*Store, error) {
 }
 
 func prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketSites, bucketHypervisors, bucketVMs, bucketMoves} {
+	for _, name := range [][]byte{bucketMeta, bucketSites, bucketHypervisors, bucketVMs, bucketMoves, bucketMigrations, bucketLinks} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -77,7 +79,9 @@ func (s *Store) Load() (controller.Saved, error) {
 			load(tx, bucketSites, &out.Sites),
 			load(tx, bucketHypervisors, &out.Hypervisors),
 			load(tx, bucketVMs, &out.VMs),
-			load(tx, bucketMoves, &out.Moves))
+			load(tx, bucketMoves, &out.Moves),
+			load(tx, bucketMigrations, &out.Migrations),
+			load(tx, bucketLinks, &out.Links))
 	})
 	if err != nil {
 		return controller.Saved{}, fmt.Errorf("boltstore: load: %w", err)
@@ -108,7 +112,9 @@ func (s *Store) Save(b controller.Batch) error {
 			save(tx, bucketSites, b.PutSites, b.DelSites, func(v controller.Site) string { return v.Name }),
 			save(tx, bucketHypervisors, b.PutHypervisors, b.DelHypervisors, func(v controller.Hypervisor) string { return v.Name }),
 			save(tx, bucketVMs, b.PutVMs, b.DelVMs, func(v controller.VM) string { return v.Name }),
-			save(tx, bucketMoves, b.PutMoves, b.DelMoves, func(v controller.Move) string { return v.ID }))
+			save(tx, bucketMoves, b.PutMoves, b.DelMoves, func(v controller.Move) string { return v.ID }),
+			save(tx, bucketMigrations, b.PutMigrations, b.DelMigrations, func(v controller.MigrationRecord) string { return v.ID }),
+			save(tx, bucketLinks, b.PutLinks, nil, func(v controller.LinkMemory) string { return v.Link }))
 	})
 	if err != nil {
 		return fmt.Errorf("boltstore: save: %w", err)

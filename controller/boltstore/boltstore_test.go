@@ -29,7 +29,7 @@ func open(t *testing.T, path string) *Store {
 }
 
 var same = gocmp.Options{
-	cmpopts.IgnoreUnexported(controller.Move{}, controller.Side{}),
+	cmpopts.IgnoreUnexported(controller.Move{}, controller.Side{}, controller.MigrationRecord{}),
 	gocmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	gocmp.Comparer(func(a, b lisp.EID) bool { return a == b }),
 }
@@ -61,7 +61,12 @@ func sample() controller.Batch {
 				Tgt: controller.Side{Hypervisor: "h", Told: controller.VerbCommit, ToldAt: at}},
 			{Record: controller.Record{ID: "m2", VM: "v"}, Seq: 2},
 		},
-		Nonce: 1 << 63,
+		PutMigrations: []controller.MigrationRecord{{MigrationStatus: controller.MigrationStatus{ID: "g1", VM: "v", Phase: controller.MigrationMigrating, Seq: 7,
+			Request: controller.MigrationRequest{VM: "v", Timeout: controller.Duration(time.Minute), OnSlow: controller.SlowWait},
+			Notes:   []controller.Note{{At: at, Text: "n"}}, Progress: controller.Progress{Total: 5, Elapsed: time.Second}},
+			Order: 3, Guest: "dom", Slow: controller.Slow{Least: 4, SentAt: at}}},
+		PutLinks: []controller.LinkMemory{{Link: "a-b", Bandwidth: 1 << 20, Count: 2, At: at}},
+		Nonce:    1 << 63,
 	}
 }
 
@@ -72,7 +77,8 @@ func TestKeepsEverything(t *testing.T) {
 		t.Errorf("a new file: %s", d)
 	}
 	b := sample()
-	want := controller.Saved{Sites: b.PutSites, Hypervisors: b.PutHypervisors, VMs: b.PutVMs, Moves: b.PutMoves, Nonce: b.Nonce}
+	want := controller.Saved{Sites: b.PutSites, Hypervisors: b.PutHypervisors, VMs: b.PutVMs, Moves: b.PutMoves,
+		Migrations: b.PutMigrations, Links: b.PutLinks, Nonce: b.Nonce}
 	for range 2 { // saving twice is saving once
 		if err := s.Save(b); err != nil {
 			t.Fatal(err)
@@ -90,12 +96,12 @@ func TestKeepsEverything(t *testing.T) {
 	}
 	b.PutMoves[1].Error = "changed"
 	err := s.Save(controller.Batch{
-		PutMoves: b.PutMoves[1:2], DelMoves: []string{"m1", "never was"}, DelSites: []string{"b"}, DelVMs: []string{"v"}, DelHypervisors: []string{"h"},
+		PutMoves: b.PutMoves[1:2], DelMoves: []string{"m1", "never was"}, DelSites: []string{"b"}, DelVMs: []string{"v"}, DelHypervisors: []string{"h"}, DelMigrations: []string{"g1"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = controller.Saved{Sites: b.PutSites[:1], Moves: b.PutMoves[1:2], Nonce: b.Nonce}
+	want = controller.Saved{Sites: b.PutSites[:1], Moves: b.PutMoves[1:2], Links: b.PutLinks, Nonce: b.Nonce}
 	if d := gocmp.Diff(want, loaded(t, s), same); d != "" {
 		t.Errorf("after deletions: %s", d)
 	}
