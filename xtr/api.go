@@ -41,6 +41,8 @@ type HandoverSpec struct {
 
 // Handler serves the agent's API:
 //
+//	GET    /v1/node                     what this xTR is: its EID prefixes, interfaces, MTU
+//	GET    /v1/local                    EIDs that live here, as they were seen
 //	GET    /v1/vms
 //	PUT    /v1/vms/{vm}                 what the controller knows of a VM
 //	DELETE /v1/vms/{vm}
@@ -56,6 +58,12 @@ type HandoverSpec struct {
 // All of it is idempotent. Bodies are JSON; an error is {"error": "..."} with status 400, 404 or 409.
 func (x *XTR) Handler() http.Handler {
 	mux := http.NewServeMux()
+	handle(mux, "GET /v1/node", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
+		return call(ctx, x, false, x.nodeInfo)
+	})
+	handle(mux, "GET /v1/local", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
+		return call(ctx, x, false, func(now time.Time) (any, error) { return x.showLocal(now), nil })
+	})
 	handle(mux, "GET /v1/vms", func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
 		return call(ctx, x, false, func(time.Time) (any, error) { return x.listVMs(), nil })
 	})
