@@ -115,23 +115,29 @@ func (s *SlowPath) Forget(port uint16) {
 	})
 }
 
-// replayTime is how long a replay waits for copies that are on their way up.
-const replayTime = 3 * time.Millisecond
+// replayTime is how long a replay waits for copies that are on their way up. While copies wait for this process, which
+// on a busy host has to wait for its turn itself, a replay waits longer, at most starvedTime.
+const (
+	replayTime  = 3 * time.Millisecond
+	starvedTime = 500 * time.Millisecond
+	starvedStep = time.Millisecond // between two looks at what waits
+)
 
 // replay is a call of Replay that waits for copies.
 type replay struct {
 	hold   uint32
 	port   uint16
 	read   uint64
-	want   uint64 // numbers that there should be copies of
-	until  time.Time
+	want   uint64    // numbers that there should be copies of
+	until  time.Time // replayTime is over
+	latest time.Time // starvedTime is over
 	answer chan int
 }
 
 // Replay puts the packets that a port was given and the VM never read at the head of a hold, marked as
 // replays, and returns how many frames that is. read is how many packets the VM has read or the
 // interface has dropped: tx_packets plus tx_dropped. It waits up to 3 ms for copies that are still
-// on their way. It moves the copies: a second call finds only what came since.
+// on their way, and up to 500 ms for those that are there and that this process could not read yet. It moves the copies: a second call finds only what came since.
 func (s *SlowPath) Replay(hold uint32, port uint16, read uint64) int {
 	r := &replay{hold: hold, port: port, read: read, answer: make(chan int, 1)}
 	if !s.do(func(now time.Time) { s.startReplay(r, now) }) {
@@ -154,7 +160,7 @@ func (s *SlowPath) startReplay(r *replay, now time.Time) {
 	if given.Given > r.read {
 		r.want = min(given.Given-r.read, uint64(s.cfg.CopyPackets))
 	}
-	r.until = now.Add(replayTime)
+	r.until, r.latest = now.Add(replayTime), now.Add(starvedTime)
 	s.replays = append(s.replays, r)
 }
 
@@ -167,9 +173,9 @@ func (s *SlowPath) tryReplays(now time.Time) (wake time.Time) {
 		if c != nil {
 			have = c.after(r.read)
 		}
-		if have < r.want && now.Before(r.until) {
-			if wake.IsZero() || r.until.Before(wake) {
-				wake = r.until
+		if again := s.retryAt(r, now); have < r.want && !again.IsZero() {
+			if wake.IsZero() || again.Before(wake) {
+				wake = again
 			}
 			return false
 		}
@@ -180,6 +186,27 @@ func (s *SlowPath) tryReplays(now time.Time) (wake time.Time) {
 		return true
 	})
 	return wake
+}
+
+// retryAt is when a replay that lacks copies is to look again; zero: there is nothing to wait for.
+func (s *SlowPath) retryAt(r *replay, now time.Time) time.Time {
+	switch {
+	case now.Before(r.until):
+		return r.until
+	case now.Before(r.latest) && !s.quiet():
+		return now.Add(starvedStep)
+	}
+	return time.Time{}
+}
+
+// quiet reports whether everything that came up lisp0 has been served.
+func (s *SlowPath) quiet() bool {
+	for _, q := range s.queues {
+		if !q.quiet() {
+			return false
+		}
+	}
+	return len(s.in) == 0
 }
 
 // putReplays moves the copies to the head of the hold, in order.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,8 +30,10 @@ var batchPool = sync.Pool{New: func() any { return new(batch) }}
 // anything being sorted.
 type queue struct {
 	rw      io.ReadWriteCloser
-	vnetLen int // length of the vnet header
+	raw     syscall.RawConn // nil if rw is no file
+	vnetLen int             // length of the vnet header
 
+	busy    atomic.Bool // the reader may have frames that are not handed on yet
 	scratch []byte
 }
 
@@ -46,6 +49,7 @@ func newQueue(rw io.ReadWriteCloser) (*queue, error) {
 	if err != nil {
 		return nil, fmt.Errorf("slowpath: queue %s: %w", f.Name(), err)
 	}
+	q.raw = raw
 	var flags int
 	err = raw.Control(func(fd uintptr) {
 		if flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil {
@@ -79,12 +83,8 @@ func (q *queue) run(ctx context.Context, out chan<- *batch, c *counts) error {
 	defer stop()
 
 	read := q.readOne
-	if f, ok := q.rw.(*os.File); ok {
-		raw, err := f.SyscallConn()
-		if err != nil {
-			return fmt.Errorf("slowpath: read: %w", err)
-		}
-		read = func(b *batch) error { return q.readAll(raw, b) }
+	if q.raw != nil {
+		read = q.readAll
 	}
 	for failures := 0; ; {
 		b := batchPool.Get().(*batch)
@@ -120,9 +120,10 @@ func (q *queue) run(ctx context.Context, out chan<- *batch, c *counts) error {
 }
 
 // readAll reads what is there, at least one frame and at most a batch of them.
-func (q *queue) readAll(raw syscall.RawConn, b *batch) error {
+func (q *queue) readAll(b *batch) error {
 	var failed error
-	err := raw.Read(func(fd uintptr) bool {
+	err := q.raw.Read(func(fd uintptr) bool {
+		q.busy.Store(true)
 		for b.n < batchLen {
 			n, err := unix.Read(int(fd), q.scratch)
 			switch {
@@ -133,6 +134,7 @@ func (q *queue) readAll(raw syscall.RawConn, b *batch) error {
 				return true
 			case errors.Is(err, unix.EINTR):
 			case errors.Is(err, unix.EAGAIN):
+				q.busy.Store(b.n > 0)
 				return b.n > 0
 			default:
 				failed = err
@@ -142,6 +144,20 @@ func (q *queue) readAll(raw syscall.RawConn, b *batch) error {
 		return true
 	})
 	return errors.Join(err, failed)
+}
+
+// quiet reports whether everything that the kernel has put into the queue has been handed on. Any goroutine may ask.
+func (q *queue) quiet() bool {
+	waits := false
+	if q.raw != nil {
+		_ = q.raw.Control(func(fd uintptr) { // it fails when the queue is closed: then nothing waits
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(p, 0)
+			waits = err == nil && n > 0 && p[0].Revents&unix.POLLIN != 0
+		})
+	}
+	// In this order: what was read a moment before the kernel was asked is still in the reader's hands.
+	return !waits && !q.busy.Load()
 }
 
 func (q *queue) readOne(b *batch) error {
