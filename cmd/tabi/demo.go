@@ -65,7 +65,7 @@ It needs root, and nothing installed.`,
 	f.BoolVar(&o.json, "json", false, "print the report as JSON")
 	f.StringVar(&o.logLevel, "log-level", "info", "the daemons' log level")
 	o.other.flags(c)
-	c.AddCommand(newDemoShellCommand(), newDemoLsCommand(), newDemoDownCommand(), newDemoJanitorCommand())
+	c.AddCommand(newDemoShellCommand(), newDemoLsCommand(), newDemoDownCommand(), newDemoSetupCommand(), newDemoJanitorCommand())
 	return c
 }
 
