@@ -72,6 +72,7 @@ type Lab struct {
 	way   Way
 	net   network
 	vm    CloudVM
+	guest *Guest // what answers in a real guest; nil: the VM is a namespace
 	where string // the hypervisor that the VM runs on
 	moves int
 
@@ -166,7 +167,7 @@ func StartLab(ctx context.Context, o LabOptions) (*Lab, error) {
 func (l *Lab) up(ctx context.Context) error {
 	begin := time.Now()
 	c := l.cloud
-	if err := errors.Join(c.startJanitor(), l.build()); err != nil {
+	if err := errors.Join(c.startJanitor(), l.build(), c.maker.start(ctx, c)); err != nil {
 		return err
 	}
 	mac, err := net.ParseMAC(vmMACs[hostWeb])
@@ -181,6 +182,8 @@ func (l *Lab) up(ctx context.Context) error {
 	c.guests[hostWeb] = l.vm
 	if n, ok := l.vm.(namespaceVM); ok {
 		c.vms[hostWeb] = n.vm
+	} else {
+		l.guest = NewGuest(hostWeb, c.hosts[labClient].ns, labVMAddr)
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, c.opts.ReadyTimeout, fmt.Errorf("not within %v", c.opts.ReadyTimeout))
 	defer cancel()
@@ -195,6 +198,11 @@ func (l *Lab) up(ctx context.Context) error {
 	}
 	if _, err := Ping(limited, c.hosts[labClient].ns, labClientAddr, labVMAddr); err != nil {
 		return err
+	}
+	if l.guest != nil {
+		if err := l.guest.Wait(limited); err != nil {
+			return err
+		}
 	}
 	c.opts.Progress(fmt.Sprintf("%s is up (%.1f s)", l.way.About(), time.Since(begin).Seconds()))
 	return nil
@@ -245,4 +253,10 @@ func (l *Lab) Where() string { return l.where }
 func (l *Lab) Host(name string) *Host { return l.cloud.Host(name) }
 
 // Close takes everything away.
-func (l *Lab) Close() error { return l.cloud.Close() }
+func (l *Lab) Close() error {
+	var err error
+	if l.guest != nil {
+		err = l.guest.Close()
+	}
+	return errors.Join(err, l.cloud.Close())
+}

@@ -123,12 +123,12 @@ func TestTrialTake(t *testing.T) {
 	var r TrialResult
 	r.take([]FlowReport{
 		{Name: trialUDPTo, Sent: 10, Lost: 2, GapMaxMS: 7, Reordered: 1},
-		{Name: trialUDPFrom, Sent: 11, Lost: 1, GapMaxMS: 9, TesterDrops: 4},
+		{Name: trialUDPFrom, Sent: 11, Lost: 1, GapMaxMS: 9, TesterDrops: 4, Incomplete: "gone"},
 		{Name: trialTCPTo, Sent: 5, Intact: &no, GapMaxMS: 50},
 		{Name: trialTCPFrom, Intact: &yes, GapMaxMS: 12, LastError: "send: broken"},
 	})
 	want := TrialResult{Sent: 21, LostTo: 2, LostFrom: 1, Reordered: 1, GapMS: 9, StallMS: 12, Flaws: []string{
-		"udp-from-vm: the tester's own socket dropped 4 packets", "tcp-from-vm: nothing was sent send: broken"}}
+		"udp-from-vm: the tester's own socket dropped 4 packets", "udp-from-vm: not all counts are known: gone", "tcp-from-vm: nothing was sent send: broken"}}
 	if d := cmp.Diff(want, r); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}

@@ -104,7 +104,11 @@ func (l *Lab) trial(ctx context.Context, t Trial) (r TrialResult, err error) {
 // flows are those of one trial, on ports of their own: what comes late from another trial is not counted here.
 func (l *Lab) flows(t Trial) *Flows {
 	f := new(Flows)
-	client, vm := l.cloud.hosts[labClient].ns, l.cloud.hosts[hostWeb].ns
+	client := l.cloud.hosts[labClient].ns
+	var vm Endpoint = l.cloud.hosts[hostWeb].ns
+	if l.guest != nil {
+		vm = l.guest
+	}
 	port := uint16(l.moves % 1000)
 	f.AddUDP(UDPFlow{Name: trialUDPTo, Reverse: trialUDPFrom, A: client, B: vm, AddrA: labClientAddr, AddrB: labVMAddr, Port: 7000 + port, Rate: t.Rate})
 	f.AddTCP(TCPFlow{Name: trialTCPTo, Reverse: trialTCPFrom, Client: client, Server: vm, Addr: labVMAddr, Port: 8000 + port,
@@ -141,7 +145,7 @@ func (l *Lab) move(ctx context.Context, t Trial, r *TrialResult) error {
 	}
 	l.where = to
 	r.BlackoutMS = ms(s.Resumed.Sub(s.Stopped))
-	if l.way == WayTabi || l.cloud.vms[hostWeb] == nil { // a namespace VM tells agents, and the others have none
+	if l.way == WayTabi || l.guest != nil { // a namespace VM tells agents, and the others have none
 		r.Flaws = append(r.Flaws, s.Problems...)
 	}
 	return nil
@@ -156,6 +160,9 @@ func (r *TrialResult) take(streams []FlowReport) {
 	for _, f := range streams {
 		if f.TesterDrops > 0 {
 			r.Flaws = append(r.Flaws, fmt.Sprintf("%s: the tester's own socket dropped %d packets", f.Name, f.TesterDrops))
+		}
+		if f.Incomplete != "" {
+			r.Flaws = append(r.Flaws, fmt.Sprintf("%s: not all counts are known: %s", f.Name, f.Incomplete))
 		}
 		if f.Sent == 0 {
 			r.Flaws = append(r.Flaws, f.Name+": nothing was sent "+f.LastError)
