@@ -813,3 +813,37 @@ func TestSourceHostDies(t *testing.T) {
 		})
 	}
 }
+
+// A migration takes long, and the target prepares for it from the beginning: the VMs there that speak with the one that
+// is to come do so all the time.
+func TestNeighboursOfTheTargetGoOn(t *testing.T) {
+	inLab(t, func(l *lab) {
+		a, b := l.hosts[0], l.hosts[1]
+		vm := l.newVM("web", 10)
+		vm.boot(a)
+		l.prepare("m1", vm, a, b, 1)
+		sent, stop, done := 0, make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			for ; ; sent++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				b.plane.send(packet{eid: vm.eids[0], seq: sent})
+			}
+		}()
+		time.Sleep(2 * time.Minute)
+		if n := len(vm.has(vm.eids[0])); n < sent-3 {
+			t.Errorf("of %d packets the VM has got %d while it still runs at the source", sent, n)
+		}
+		l.migrate(vm, a, b, 50*time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
+		close(stop)
+		<-done
+		time.Sleep(100 * time.Millisecond)
+		(&flow{eid: vm.eids[0], sent: sent}).check(vm, false)
+		l.expectAt(vm.eids[0], b, 2)
+	})
+}

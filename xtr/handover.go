@@ -659,7 +659,8 @@ func (h *handover) route(e lisp.EID) (r fib.Route, ok bool) {
 		if len(h.To) == 0 {
 			return fib.Route{}, false // nobody sends packets here yet
 		}
-		r.Do, r.Hold, r.Watch = fib.Hold, h.Hold, true
+		// The VM still runs at the source: what its neighbours here send to it must not wait till it comes.
+		r.Do, r.Hold, r.Watch, r.Locators = fib.Hold, h.Hold, true, h.To
 	case Running:
 		r.Do = fib.Deliver
 	case GivingBack:

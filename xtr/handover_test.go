@@ -264,7 +264,7 @@ func TestHandoverRoutes(t *testing.T) {
 		{Source, Redirecting, true, fib.Route{Do: fib.Encap, Locators: to, Transit: true, Moved: true, Watch: true, Hold: 7}},
 		{Source, Redirecting, false, fib.Route{Do: fib.Encap, Locators: to, Transit: true, Moved: true, Watch: true}},
 		{Source, TakingBack, true, fib.Route{Do: fib.Deliver, Hold: 7}},
-		{Target, Incoming, false, fib.Route{Do: fib.Hold, Hold: 7, Watch: true}},
+		{Target, Incoming, false, fib.Route{Do: fib.Hold, Hold: 7, Watch: true, Locators: to}},
 		{Target, Running, true, fib.Route{Do: fib.Deliver, Hold: 7}},
 		{Target, Running, false, fib.Route{Do: fib.Deliver}},
 		{Target, GivingBack, true, fib.Route{Do: fib.Encap, Locators: to, Transit: true, Hold: 7}},

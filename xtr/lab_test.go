@@ -748,6 +748,10 @@ func (p *labPlane) forward(q packet, from netip.Addr, again bool) {
 		}
 		return
 	}
+	if r.Do == fib.Hold && len(r.Locators) > 0 && !from.IsValid() {
+		p.h.l.carry(p.h.rloc, r.Locators[0].RLOC, q)
+		return
+	}
 	if r.Hold != 0 && !again {
 		h := p.hold(r.Hold)
 		if r.Do == fib.Hold || h.diverted != h.reinjected {

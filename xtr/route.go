@@ -127,6 +127,9 @@ func (x *XTR) complete(r fib.Route, h *handover, le *localEID) (fib.Route, route
 		if p := x.portFor(h, r.EID); p != nil {
 			r.If = p.index
 		}
+		if len(r.Locators) > 0 {
+			r.MTU = uint16(x.cfg.MTU)
+		}
 	case fib.Deliver:
 		p := x.portFor(h, r.EID)
 		if p == nil {

@@ -272,6 +272,9 @@ func routeText(r fib.Route) string {
 		fmt.Fprintf(&b, "deliver to %s at interface %d", r.MAC, r.If)
 	case fib.Hold:
 		fmt.Fprintf(&b, "hold in queue %d", r.Hold)
+		if len(r.Locators) > 0 {
+			fmt.Fprintf(&b, ", from here encapsulate to %s", locatorText(r.Locators))
+		}
 	case fib.Native:
 		b.WriteString("the host's own routing")
 	case fib.Drop:

@@ -18,7 +18,8 @@ const (
 	Encap Do = iota + 1
 	// Deliver hands the packet to a VM on this host: out of interface If, to MAC.
 	Deliver
-	// Hold hands the packet up; it waits in hold queue Hold until the route changes.
+	// Hold hands the packet up; it waits in hold queue Hold until the route changes. With Locators only what
+	// comes from the underlay waits: the VM still runs there, and what this host's VMs send goes there.
 	Hold
 	// Native hands the packet to the kernel's own routing (RFC 9301: Natively-Forward, no PETR).
 	Native
@@ -34,9 +35,9 @@ type Route struct {
 	EID lisp.EID
 	Do  Do
 
-	// Locators, for Encap: only the usable ones of the best priority get traffic, by weight.
+	// Locators, for Encap and Hold: only the usable ones of the best priority get traffic, by weight.
 	Locators []lisp.Locator
-	// MTU is the largest inner packet in bytes that fits the path, for Encap; 0 = the tunnel's default.
+	// MTU is the largest inner packet in bytes that fits the path to Locators; 0 = the tunnel's default.
 	MTU uint16
 	// Transit allows packets that came decapsulated from the underlay to be encapsulated again:
 	// every route of a D-ETR, and on an xTR the EIDs whose VM has just left. Without it such packets

@@ -261,3 +261,42 @@ func TestHoldCounts(t *testing.T) {
 		t.Fatal("there is no hold 4096")
 	}
 }
+
+// TestHoldForAVMThatStillRunsElsewhere: with locators, what comes from the underlay waits, and what the VMs here send
+// goes to where the VM still runs.
+func TestHoldForAVMThatStillRunsElsewhere(t *testing.T) {
+	const hold = 6
+	for _, v6 := range both {
+		t.Run(name(v6, false), func(t *testing.T) {
+			l := newLab(t)
+			arriving := to(host(farEID.of(v6)), farRLOC.v4)
+			arriving.Do, arriving.Hold = fib.Hold, hold
+			l.set(l.home(vmEID.of(v6)), arriving)
+			outside := func() {
+				inner := udp(peerMAC, peerMAC, header{src: outEID.of(v6), dst: farEID.of(v6)}, 1, 2, []byte("from outside"))[14:]
+				l.sendWire(lispFrame(header{src: farRLOC.v4, dst: selfRLOC.v4}, 0xc001, 0, inner))
+			}
+			for range 2 {
+				neighbour := udp(vmMAC, gatewayMAC, header{vmEID.of(v6), farEID.of(v6), 33, 0xb9}, 1000, 2000, []byte("hello"))
+				l.vm.send(neighbour)
+				checkEncapsulated(t, l.wire.want(), neighbour[14:], 0, false)
+				outside()
+				if up, ok := fib.DecodeUp(l.up.want()); !ok || up.Reason != fib.UpHold || up.Hold != hold || up.Flags != fib.UpTransit {
+					t.Fatalf("went up as %+v", up)
+				}
+			}
+			for _, r := range l.d.Routes() {
+				if r.EID == arriving.EID && (r.Do != fib.Hold || len(r.Locators) != 1 || r.Locators[0].RLOC != farRLOC.v4 || r.Hold != hold) {
+					t.Errorf("the route is told as %+v", r)
+				}
+			}
+			// Without locators everything waits.
+			arriving.Locators = nil
+			l.set(arriving)
+			l.vm.send(udp(vmMAC, gatewayMAC, header{vmEID.of(v6), farEID.of(v6), 33, 0xb9}, 1000, 2000, []byte("hello")))
+			if up, ok := fib.DecodeUp(l.up.want()); !ok || up.Reason != fib.UpHold {
+				t.Fatalf("went up as %+v", up)
+			}
+		})
+	}
+}

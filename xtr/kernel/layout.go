@@ -36,6 +36,7 @@ const (
 	flagMoved
 	flagCopy
 	flagWatch
+	flagArriving
 )
 
 type mapping struct {

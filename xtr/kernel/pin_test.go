@@ -57,6 +57,7 @@ func (l *lab) manyRoutes() []fib.Route {
 		{EID: mustEID("2001:db8:e1d:1::10/128"), Do: fib.Deliver, If: l.vmIf, MAC: vmMAC, Copy: true},
 		{EID: mustEID("2001:db8:e1d:1::20/128"), Do: fib.Encap, Locators: []lisp.Locator{loc(farRLOC.v6, 0, 1)}},
 		{EID: mustEID("2001:db8:e1d:2::/64"), Do: fib.Hold, Hold: 4095, Watch: true},
+		{EID: mustEID("2001:db8:e1d:3::/64"), Do: fib.Hold, Hold: 4094, Watch: true, MTU: 1400, Locators: []lisp.Locator{loc(farRLOC.v4, 0, 1)}},
 		{EID: mustEID("2001:db8:ffff::/48"), Do: fib.Miss},
 		{EID: mustEID("[7]0.0.0.0/0"), Do: fib.Miss},
 		{EID: mustEID("[16777215]::/0"), Do: fib.Drop},

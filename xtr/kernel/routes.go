@@ -262,6 +262,10 @@ func (t *table) compile(r *fib.Route) (mapping, []loc) {
 	switch r.Do {
 	case fib.Encap:
 		locs = rankLocators(r.Locators)
+	case fib.Hold:
+		if locs = rankLocators(r.Locators); len(locs) > 0 {
+			m.Flags |= flagArriving
+		}
 	case fib.Deliver:
 		m.MAC = [6]byte(r.MAC)
 		m.Port = t.d.ports.number(r.If)
@@ -599,7 +603,7 @@ func (t *table) readMapping(n uint32) error {
 	if err := t.d.maps["mappings"].Lookup(n, &s.m); err != nil {
 		return err
 	}
-	if s.m.Act == actEncap {
+	if s.m.Act == actEncap || s.m.Flags&flagArriving != 0 {
 		var err error
 		if s.locs, err = t.d.rlocs.kept(n, s.m.Slot); err != nil {
 			return err

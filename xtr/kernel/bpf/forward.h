@@ -337,7 +337,7 @@ static __always_inline int native(struct __sk_buff *skb, struct conf *c, struct 
 __noinline int forward(struct __sk_buff *skb, struct pkt *p)
 {
 	struct conf *c = get_conf();
-	u32 counter = 0, hold;
+	u32 counter = 0, hold, act;
 	struct mapping *m;
 	struct hold *h;
 
@@ -347,12 +347,19 @@ __noinline int forward(struct __sk_buff *skb, struct pkt *p)
 	if (!m)
 		return drop(D_NO_PATH, p->segs, p->len);
 	hold = m->hold;
-	if (unlikely(hold && (m->act == DO_HOLD || !(p->flags & F_DOWN)))) {
+	act = m->act;
+	if (unlikely((m->flags & M_ARRIVING) && !(p->flags & F_TRANSIT))) {
+		/* The VM is on its way here and still runs where it was: what this host's VMs send to it goes
+		 * there, and comes back when it has stopped. */
+		act = DO_ENCAP;
+		hold = 0;
+	}
+	if (unlikely(hold && (act == DO_HOLD || !(p->flags & F_DOWN)))) {
 		/* What would not be forwarded anyway is not held either. */
-		if (m->act == DO_ENCAP && (p->flags & F_TRANSIT) && !(m->flags & M_TRANSIT))
+		if (act == DO_ENCAP && (p->flags & F_TRANSIT) && !(m->flags & M_TRANSIT))
 			return not_local(skb, p);
 		h = bpf_map_lookup_elem(&holds, &hold);
-		if (h && (m->act == DO_HOLD || diverting(hold, h))) {
+		if (h && (act == DO_HOLD || diverting(hold, h))) {
 			if ((m->flags & M_MOVED) && (p->flags & F_RLOC))
 				report(skb, p, EV_MOVED, 0);
 			__sync_fetch_and_add(&h->diverted, p->segs);
@@ -360,7 +367,7 @@ __noinline int forward(struct __sk_buff *skb, struct pkt *p)
 			return up(skb, p, UP_HOLD, hold, 0);
 		}
 	}
-	switch (m->act) {
+	switch (act) {
 	case DO_ENCAP:
 		return encap(skb, c, p, m, counter);
 	case DO_DELIVER:

@@ -7,7 +7,7 @@
 enum { DO_ENCAP = 1, DO_DELIVER, DO_HOLD, DO_NATIVE, DO_DROP, DO_MISS };
 
 /* mapping.flags */
-enum { M_TRANSIT = 1, M_MOVED = 2, M_COPY = 4, M_WATCH = 8 };
+enum { M_TRANSIT = 1, M_MOVED = 2, M_COPY = 4, M_WATCH = 8, M_ARRIVING = 16 };
 
 #define SLOTS 16
 
