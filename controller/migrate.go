@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -219,6 +218,11 @@ func (g *migrator) fail(err, detail string) {
 	g.r.Error, g.r.Detail = line(err), detail
 	g.enter(MigrationUndoing)
 }
+
+// stopCause is why a context of [Driver.Migrate] ended, if it was on purpose.
+type stopCause string
+
+func (s stopCause) Error() string { return string(s) }
 
 // line is the first line of s, not too long.
 func line(s string) string {
@@ -457,7 +461,7 @@ func (g *migrator) driver(ev gDriver) {
 			g.enter(MigrationUndoing)
 			return
 		}
-		if errors.Is(ev.err, context.Canceled) && r.undone != "" {
+		if errors.As(ev.err, new(stopCause)) && r.undone != "" {
 			g.fail("the move was undone: "+r.undone, ev.err.Error())
 			return
 		}

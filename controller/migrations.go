@@ -375,7 +375,7 @@ func (c *Controller) doMigration(id string, a gAction) {
 		})
 	case gActStop:
 		if m.stop != nil {
-			m.stop(errors.New(a.why))
+			m.stop(stopCause(a.why))
 		}
 	case gActSteer:
 		d, err := c.driverOf(r.From)

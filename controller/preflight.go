@@ -199,6 +199,10 @@ func (f *facts) checkStorage(add adder) {
 		}
 	}
 	copied := f.req.CopyStorage == CopyAll || f.req.CopyStorage == CopyInc
+	if copied && f.guest.State == GuestOff {
+		add("storage", CheckFail, "disks are not copied while a VM is off: start it, or take them there by other means")
+		return
+	}
 	for _, d := range f.guest.Disks {
 		here := f.sites[0].pool(d.Source)
 		named := len(f.req.Disks) == 0 || slices.Contains(f.req.Disks, d.Target)

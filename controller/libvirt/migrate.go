@@ -29,7 +29,7 @@ type job struct {
 }
 
 // Migrate moves a VM to the daemon at m.Dest, peer to peer: the source's daemon drives it, and goes on should we die. The
-// definition goes with the VM. A bandwidth is rounded up to MiB/s, a downtime to milliseconds: libvirt's units. When ctx
+// definition goes with the VM. With ErrDetached as the cause of ctx's end, we leave it alone. A bandwidth is rounded up to MiB/s, a downtime to milliseconds: libvirt's units. When ctx
 // ends it is cancelled; a migration that is past that point (the switch, post-copy) goes on to its end, which is what
 // Migrate returns.
 func (d *Driver) Migrate(ctx context.Context, m controller.Migration, progress func(controller.Progress)) error {
@@ -64,6 +64,9 @@ func (d *Driver) Migrate(ctx context.Context, m controller.Migration, progress f
 		done <- perform.wire.explain(err)
 	}()
 	err = j.follow(ctx, perform, done)
+	if errors.Is(err, controller.ErrDetached) {
+		return d.failed(what, &controller.ErrMigrationUnclear{Err: err}) // the source's daemon goes on
+	}
 	if err != nil {
 		err = j.settle(ctx, err)
 	}
@@ -223,6 +226,9 @@ func (j *job) follow(ctx context.Context, perform *conn, done <-chan error) erro
 		case err := <-done:
 			return err
 		case <-stop:
+			if errors.Is(context.Cause(ctx), controller.ErrDetached) {
+				return controller.ErrDetached
+			}
 			stop = nil
 			j.aborted = true
 			tick.Reset(0)
