@@ -32,9 +32,13 @@ are among them. "tabi move" shows what became of their packets.`,
 	return c
 }
 
-// completeMigrations completes ids of migrations.
-func completeMigrations(api *controllerClient) cobra.CompletionFunc {
-	return completeFrom(api, "/v1/migrations?limit=100", func(m controller.MigrationStatus) string {
+// completeMigrations completes ids of migrations, of all or of those that have not ended.
+func completeMigrations(api *controllerClient, open bool) cobra.CompletionFunc {
+	path := "/v1/migrations?limit=100"
+	if open {
+		path += "&phase=open"
+	}
+	return completeFrom(api, path, func(m controller.MigrationStatus) string {
 		return m.ID + "\t" + m.VM + " " + m.From + " -> " + m.To + ", " + string(m.Phase)
 	}, false)
 }
@@ -63,7 +67,7 @@ func newMigrationListCommand(api *controllerClient) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&vm, "vm", "", "only those of this VM")
-	c.Flags().StringVar(&phase, "phase", "", "only those in this phase")
+	c.Flags().StringVar(&phase, "phase", "", "only those in this phase; \"open\" = that have not ended")
 	c.Flags().StringVar(&drain, "drain", "", "only those that drain this hypervisor")
 	c.Flags().IntVar(&limit, "limit", 100, "at most so many, 0 = all")
 	return c
@@ -91,7 +95,7 @@ func newMigrationShowCommand(api *controllerClient) *cobra.Command {
 	c := &cobra.Command{
 		Use: "show ID", Short: "Show one migration: how far it is, and how it came to that", Args: cobra.ExactArgs(1),
 		Example:           "  tabi migration show m1\n  tabi migration show m1 -v\n  tabi migration show m1 --json",
-		ValidArgsFunction: completeMigrations(api),
+		ValidArgsFunction: completeMigrations(api, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var raw json.RawMessage
 			if _, err := api.do(cmd.Context(), "GET", migrationPath(args[0], ""), nil, &raw); err != nil {
@@ -178,7 +182,7 @@ func newMigrationWatchCommand(api *controllerClient) *cobra.Command {
 		Use: "watch ID", Aliases: []string{"attach"}, Short: "Look on until a migration has ended; Ctrl-C cancels it", Args: cobra.ExactArgs(1),
 		Long:              "Look on until a migration has ended, as \"tabi migrate\" does. Ctrl-C cancels it; twice stops looking on.\n\n" + exitHelp,
 		Example:           "  tabi migration watch m1",
-		ValidArgsFunction: completeMigrations(api),
+		ValidArgsFunction: completeMigrations(api, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var raw json.RawMessage
 			if _, err := api.do(cmd.Context(), "GET", migrationPath(args[0], ""), nil, &raw); err != nil {
@@ -198,7 +202,7 @@ func newMigrationWatchCommand(api *controllerClient) *cobra.Command {
 func newMigrationSteerCommand(api *controllerClient, verb, short string) *cobra.Command {
 	return &cobra.Command{
 		Use: verb + " ID...", Short: short, Args: cobra.MinimumNArgs(1), Example: "  tabi migration " + verb + " m1",
-		ValidArgsFunction: completeMigrations(api),
+		ValidArgsFunction: completeMigrations(api, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, id := range args {
 				var raw json.RawMessage
