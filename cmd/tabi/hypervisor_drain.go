@@ -18,7 +18,7 @@ import (
 )
 
 // drainEvery is how often a drain is looked at.
-const drainEvery = time.Second
+const drainEvery = 500 * time.Millisecond
 
 func newDrainCommand(n *noun) *cobra.Command {
 	var o migrateOptions
