@@ -320,12 +320,31 @@ func (x *XTR) guestChanged(g *guest, s guestState, asked, now time.Time) {
 	case s == guestRunning:
 		x.log.Info("a VM runs here", "vm", g.VM, "source", g.Source)
 		x.resumed(hs, g.VM, asked, now)
+	case s == guestStopped && !ran && was != guestStopped:
+		x.arriving(g, now)
+	case s == guestStopped && was == guestStopped:
+		for _, h := range hs {
+			if h.State == Incoming {
+				h.Heard = now // it is waited for still
+			}
+		}
 	case s == guestStopped && ran:
 		x.log.Info("a VM has stopped", "vm", g.VM, "source", g.Source)
 		x.stopped(hs, g.VM, asked, now)
 	case s == guestOff && (ran || was == guestStopped):
 		x.log.Info("a VM is gone", "vm", g.VM, "source", g.Source)
 		x.gone(hs, g.VM, asked, now)
+	}
+}
+
+// arriving: the hypervisor has a VM that does not run here and did not run here before: it is to come. What it sends
+// first must be let through, and what comes for it from then on must wait for it.
+func (x *XTR) arriving(g *guest, now time.Time) {
+	if !slices.ContainsFunc(g.Interfaces, func(n GuestInterface) bool { return n.Device != "" }) {
+		return
+	}
+	if _, err := x.announce(Announcement{VM: g.VM}, now); err != nil {
+		x.log.Info("a VM may be about to arrive", "vm", g.VM, "source", g.Source, "err", err)
 	}
 }
 

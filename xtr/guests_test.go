@@ -113,6 +113,11 @@ func TestMigrationWithoutHook(t *testing.T) {
 				vm.arrives(b)
 				vm.eids = eids
 				time.Sleep(100 * time.Millisecond)
+				// The target lets its first packets through as soon as it knows which EIDs are the VM's.
+				if r, _ := b.plane.route(eids[0]); !tc.learned && (r.Do != fib.Hold || !r.Watch || r.If != b.plane.tapIndex("tap-web") ||
+					len(r.Locators) != 1 || r.Locators[0].RLOC != a.rloc) {
+					t.Errorf("the target's route is %+v", r)
+				}
 				a.says(vm, EventMigrating) // the next pass
 				time.Sleep(100 * time.Millisecond)
 				vm.pause()
@@ -124,6 +129,10 @@ func TestMigrationWithoutHook(t *testing.T) {
 				vm.resume(b)
 				if tc.resumed {
 					b.says(vm, EventResumed)
+				}
+				if tc.learned {
+					vm.frame("gratuitous", eids[0].Prefix.Addr())
+					time.Sleep(6 * time.Millisecond)
 				}
 				if !tc.resumed || tc.learned {
 					vm.announce()

@@ -45,6 +45,8 @@ type handover struct {
 	gone      time.Time      // source: when the interface went
 	deadline  time.Time      // of the present step; zero: none but what the state says
 	replaying bool           // source: the answer to opReplay is awaited
+	away      []lisp.EID     // source: which EIDs the mapping system says are elsewhere
+	waited    bool           // source: the others have been waited for
 	under     *handover      // the superseded one whose flush is still going on
 	last      State          // before it was superseded
 	announced bool           // the claim: the hypervisor or the controller told of the move
@@ -65,6 +67,9 @@ type timing struct {
 const (
 	// quiesce is how long packets may be on their way to an interface after its VM has stopped.
 	quiesce = time.Millisecond
+	// straggle is how long a source that nobody prepared waits for the target to claim the rest of the EIDs. A target
+	// that does not know them claims them as it sees them, and takes no packets for the others.
+	straggle = 30 * time.Millisecond
 	// settleQuiet is for how long nobody may have sent here before a source settles.
 	settleQuiet = 10 * time.Second
 	// settleMost is how many times the settle time a source waits for that silence.
@@ -220,12 +225,21 @@ func (h *handover) replayed(n int, now time.Time) []op {
 		if len(h.To) == 0 {
 			return nil // they wait here until somebody says where it goes
 		}
-		return h.redirect(now)
+		return h.leave(now)
 	case TakingBack:
 		h.Flushing = true
 		return []op{opNoCopies, opGiveBack}
 	}
 	return []op{opNoCopies}
+}
+
+// leave redirects when the target takes packets for all EIDs, or seems not to want some.
+func (h *handover) leave(now time.Time) []op {
+	if !h.Prepared && len(h.away) > 0 && len(h.away) < len(h.EIDs) && !h.waited {
+		h.waited, h.deadline = true, now.Add(straggle)
+		return nil
+	}
+	return h.redirect(now)
 }
 
 // redirect sends on what is held and what still comes.
@@ -346,11 +360,15 @@ func (h *handover) elsewhere(m lisp.Mapping, to []lisp.Locator, now time.Time) [
 		if h.Times.Claimed.IsZero() {
 			h.Times.Claimed = now
 		}
+		if slices.Contains(h.EIDs, m.EID) && !slices.Contains(h.away, m.EID) {
+			h.away = append(h.away, m.EID)
+		}
 		why := fmt.Sprintf("the mapping system says that the VM runs at %v, version %d", to[0].RLOC, m.Version)
 		switch {
 		case h.State == Armed:
 			return h.stop(now, now, why)
-		case h.State == Paused && !h.replaying && h.deadline.IsZero() && !h.Flushing:
+		case h.State == Paused && !h.replaying && !h.Flushing &&
+			(h.deadline.IsZero() || h.waited && len(h.away) == len(h.EIDs)):
 			h.deadline, h.Why = now, why
 			return h.tick(now)
 		case h.State == Redirecting && changed:
@@ -557,7 +575,7 @@ func (h *handover) pausedTick(now time.Time) []op {
 		if len(h.To) == 0 {
 			return nil // nobody has said where it goes
 		}
-		return h.redirect(now)
+		return h.leave(now)
 	case !h.given().IsZero() && !h.given().After(now):
 		h.Times.Settled = now
 		h.to(Settled, "the VM was stopped: it is not here any more")
@@ -605,6 +623,8 @@ func (h *handover) restored(now time.Time) []op {
 func (h *handover) takesOver(old *handover, now time.Time) {
 	switch {
 	case old.Hold == 0:
+	case old.Announced && old.State == Incoming && h.Role == Target && !old.Flushing:
+		h.Hold = old.Hold // it is the same arrival, of which somebody knows more
 	case old.Flushing:
 		h.Hold, h.Flushing, h.under = old.Hold, true, old
 	case old.State == Paused:

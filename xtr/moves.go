@@ -74,7 +74,7 @@ func (x *XTR) begin(rec Handover, macs []string, iface string, now time.Time) *h
 		if h.Interface == "" && h.Role == old.Role {
 			h.Interface = old.Interface
 		}
-		if old.State == Incoming && h.Role == Target {
+		if old.State == Incoming && h.Role == Target && !old.Announced {
 			// The VM did not come then: what was held goes back, and what was replayed it has read itself.
 			x.exec(old, old.giveBack(now, "it is to come by "+h.ID), now)
 		}
