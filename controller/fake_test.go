@@ -142,11 +142,15 @@ type cloud struct {
 	store  *memStore
 	cfg    Config
 	line   []func() // datagrams on their way, in order
+
+	hyps     map[string]*fakeHyp
+	lastMove string         // that the hypervisors' migrations belong to
+	wg       sync.WaitGroup // what they do on their own
 }
 
 func newCloud(t *testing.T) *cloud {
 	w := &cloud{t: t, agents: map[string]*fakeAgent{}, ms: map[netip.Addr]*fakeMS{},
-		in: make(chan control.Packet, 4096), store: newMemStore()}
+		in: make(chan control.Packet, 4096), store: newMemStore(), hyps: map[string]*fakeHyp{}}
 	for i := range 2 {
 		a := netip.AddrFrom4([4]byte{10, 0, 0, byte(7 + i)})
 		k := lisp.Key{ID: 9, Algorithm: lisp.AlgHMACSHA256_128, Secret: fmt.Sprintf("controller at %v", a)}
@@ -155,6 +159,7 @@ func newCloud(t *testing.T) *cloud {
 	}
 	w.cfg.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.9")}
 	w.cfg.Name = "ctl"
+	w.cfg.Drivers = w.drivers
 	return w
 }
 
@@ -245,6 +250,7 @@ func (w *cloud) Prepare(ctx context.Context, h Hypervisor, id string, b agentHan
 		r = &AgentRecord{ID: id, VM: b.VM, Role: b.Role, EIDs: b.EIDs, PeerRLOC: b.PeerRLOC.String(), State: "armed"}
 		r.Times.Prepared = time.Now()
 		a.hos[id] = r
+		w.lastMove = id
 	}
 	if r.Times.Run.IsZero() {
 		r.Version = b.Version
