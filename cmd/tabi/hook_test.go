@@ -214,6 +214,15 @@ func TestHookNobodyAnswers(t *testing.T) {
 	l.agent.was(t)
 }
 
+func controllerURL() string { return os.Getenv("TABI_CONTROLLER") }
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 type endless struct{}
 
 func (endless) Read([]byte) (int, error) { select {} }

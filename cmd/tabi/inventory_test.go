@@ -100,7 +100,7 @@ NAME  STATE  OWNER  HYPERVISOR  CPUS  MEMORY  STORAGE  EIDS
 web   -      -      nezu-hv1    -     -       -        198.51.100.10/32,2001:db8:e1d:1::10/128
 `, "vm", "list")
 	out, err = tabi(t, "vm", "show", "web")
-	if err != nil || !strings.HasPrefix(out, "vm          web\nhypervisor  nezu-hv1\nsince       20") || !strings.HasSuffix(out, "interface   tap-web\n") {
+	if err != nil || !strings.HasPrefix(out, "vm          web\nhypervisor  nezu-hv1 (nezu)\nsince       20") || !strings.HasSuffix(out, "interface   tap-web\n") {
 		t.Errorf("%v\n%s", err, out)
 	}
 

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -153,7 +155,8 @@ func newFollower(cmd *cobra.Command, api *controllerClient, verbose bool) *follo
 
 // refusedError gives a controller's refusal its exit status: what is not there, or not allowed, was not begun.
 func refusedError(err error) error {
-	if e, ok := err.(*apiError); ok && (e.status == 409 || e.status == 422) { //nolint:errorlint // do returns it bare
+	var e *apiError
+	if errors.As(err, &e) && (e.status == http.StatusForbidden || e.status == http.StatusConflict) {
 		return &exitError{exitRefused, err}
 	}
 	return err

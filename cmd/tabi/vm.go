@@ -176,13 +176,13 @@ func parseEIDs(texts []string) ([]lisp.EID, error) {
 }
 
 // maxDefinition bounds a domain's definition, in bytes.
-const maxDefinition = 1 << 20
+const maxDefinition = 512 << 10
 
 func newVMDefineCommand(n *noun) *cobra.Command {
 	var hypervisor, owner string
 	var eids []string
 	c := &cobra.Command{
-		Use: "define FILE --hypervisor HYPERVISOR", Short: "Define a VM by libvirt's domain XML", Args: cobra.ExactArgs(1),
+		Use: "define FILE [--hypervisor HYPERVISOR]", Short: "Define a VM by libvirt's domain XML", Args: cobra.ExactArgs(1),
 		Long: `Define a VM at a hypervisor by libvirt's domain XML ("-" = standard input), or replace its definition. With --eid or
 --owner these are written into the domain's metadata first, in place of what it says there; so the VM brings them along
 wherever it goes.`,
@@ -226,21 +226,27 @@ wherever it goes.`,
 				return fmt.Errorf("vm define: %s: %w", args[0], err)
 			}
 			var raw json.RawMessage
-			path := n.one(g.Name) + "/definition?hypervisor=" + url.QueryEscape(hypervisor)
+			path := n.one(g.Name) + "/definition"
+			if hypervisor != "" {
+				path += "?hypervisor=" + url.QueryEscape(hypervisor)
+			}
 			if _, err := n.api.do(cmd.Context(), "PUT", path, xmlBody(doc), &raw); err != nil {
 				return err
 			}
 			if n.api.json {
 				return printJSON(cmd.OutOrStdout(), raw)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "vm %s defined on %s\n", g.Name, hypervisor)
+			var v controller.VMStatus
+			if err := json.Unmarshal(raw, &v); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "vm %s defined on %s\n", g.Name, firstOf(v.Hypervisor, hypervisor))
 			return err
 		},
 	}
-	c.Flags().StringVar(&hypervisor, "hypervisor", "", "where (required)")
+	c.Flags().StringVar(&hypervisor, "hypervisor", "", "where (default: where it is, if the VM is known)")
 	c.Flags().StringSliceVar(&eids, "eid", nil, "its EIDs, into its metadata")
 	c.Flags().StringVar(&owner, "owner", "", "whose it is, into its metadata")
-	must(c.MarkFlagRequired("hypervisor"))
 	must(c.RegisterFlagCompletionFunc("hypervisor", completeNames(&n.api, "/v1/hypervisors", false)))
 	return c
 }
