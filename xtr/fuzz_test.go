@@ -113,10 +113,13 @@ func FuzzControl(f *testing.F) {
 // FuzzAPI feeds the API bodies.
 func FuzzAPI(f *testing.F) {
 	for path, body := range map[string]string{
-		"/v1/vms/web":      `{"interface":"tap0","macs":["52:54:00:00:00:10"],"eids":["198.51.100.10"]}`,
-		"/v1/handovers/m1": `{"role":"target","vm":"web","eids":["198.51.100.10"],"peer_rloc":"100.64.2.2","version":3}`,
-		"/v1/handovers/m2": `{"role":"source","vm":"web","interface":"tap0","eids":["198.51.100.10"],"peer_rloc":"100.64.2.2"}`,
-		"/v1/events":       `{"vm":"tap0","event":"stop","at":"2026-03-01T12:00:00Z"}`,
+		"/v1/vms/web":       `{"interface":"tap0","macs":["52:54:00:00:00:10"],"eids":["198.51.100.10"]}`,
+		"/v1/handovers/m1":  `{"role":"target","vm":"web","eids":["198.51.100.10"],"peer_rloc":"100.64.2.2","version":3}`,
+		"/v1/handovers/m2":  `{"role":"source","vm":"web","interface":"tap0","eids":["198.51.100.10"],"peer_rloc":"100.64.2.2"}`,
+		"/v1/events":        `{"vm":"tap0","event":"stop","at":"2026-03-01T12:00:00Z"}`,
+		"/v1/events/":       `{"vm":"52-54-00-00-00-10","event":"migrating"}`,
+		"/v1/announcements": `{"vm":"web","uuid":"u","macs":["52:54:00:00:00:11"],"eids":["198.51.100.11"]}`,
+		"/guests":           `[{"Name":"web","UUID":"u","Running":true,"EIDs":["198.51.100.10"],"Interfaces":[{"mac":"52:54:00:00:00:10","device":"tap0"}]},{"Name":"db"}]`,
 	} {
 		f.Add(path, body)
 	}
@@ -135,6 +138,24 @@ func FuzzAPI(f *testing.F) {
 			var s HandoverSpec
 			if decodeBody(w, r, &s) == nil {
 				_, err = x.prepare("m", s, now)
+			}
+		case path == "/v1/announcements":
+			var a Announcement
+			if decodeBody(w, r, &a) == nil {
+				_, err = x.announce(a, now)
+			}
+		case path == "/guests": // what a hypervisor lists, and then does not list any more
+			var all []Guest
+			if decodeBody(w, r, &all) == nil {
+				x.listed("libvirt", now, all, now)
+				for _, g := range all {
+					for _, kind := range []string{EventMigrating, EventStopped, EventGone} {
+						_ = x.vmEvent(VMEvent{VM: g.Name, Event: kind}, now)
+						now = now.Add(time.Millisecond)
+						x.turn(now)
+					}
+				}
+				x.listed("libvirt", now, nil, now)
 			}
 		default:
 			var ev VMEvent

@@ -118,7 +118,11 @@ func (t *portTable) attach(ifindex int, o Port) (uint16, error) {
 		}
 	}
 	if !known {
-		if err := t.rebase(n); err != nil {
+		sent, err := t.d.sent(ifindex)
+		if err == nil {
+			err = t.rebase(n, sent)
+		}
+		if err != nil {
 			return 0, errors.Join(err, t.detach(ifindex))
 		}
 	}
@@ -135,23 +139,25 @@ func (t *portTable) place(ifindex int) (uint16, error) {
 	return 0, fmt.Errorf("no place among %d ports", nPorts)
 }
 
-// rebase makes the port's count comparable with the interface's own, which may have begun before. The
-// interface has counted what has been read of what it was given, so it can only be behind.
-func (t *portTable) rebase(n uint16) error {
+// sent is how many packets an interface has passed on or dropped, in its own count. It may have to wait for whoever
+// changes interfaces: not with the data plane locked, where there is a choice.
+func (d *DataPlane) sent(ifindex int) (n uint64, err error) {
+	link, err := d.nl.LinkByIndex(ifindex)
+	if err != nil || link.Attrs().Statistics == nil {
+		return 0, err
+	}
+	return link.Attrs().Statistics.TxPackets + link.Attrs().Statistics.TxDropped, nil
+}
+
+// rebase makes the port's count comparable with the interface's own, which may have begun before. sent is the latter;
+// it was read before, and the interface counts what has been read of what it was given, so it can only be behind.
+func (t *portTable) rebase(n uint16, sent uint64) error {
 	s := t.ports[n]
-	link, err := t.d.nl.LinkByIndex(int(s.entry.Ifindex))
-	if err != nil {
-		return err
-	}
-	st := link.Attrs().Statistics
-	if st == nil {
-		return nil
-	}
 	var given uint64
 	if err := t.d.maps["given"].Lookup(uint32(n-1), &given); err != nil {
 		return err
 	}
-	if behind := int64(st.TxPackets + st.TxDropped - given - s.entry.Base); behind > 0 {
+	if behind := int64(sent - given - s.entry.Base); behind > 0 {
 		s.entry.Base += uint64(behind)
 		return t.d.maps["ports"].Put(uint32(n-1), s.entry)
 	}
@@ -170,27 +176,34 @@ func (t *portTable) aboutToCopy(n uint16) {
 	if s == nil || s.copies > 0 {
 		return
 	}
-	if err := t.rebase(n); err != nil {
+	sent, err := t.d.sent(int(s.entry.Ifindex))
+	if err == nil {
+		err = t.rebase(n, sent)
+	}
+	if err != nil {
 		t.d.log.Warn("packets given to a port not compared with its interface", "port", n, "error", err)
 		return
 	}
-	t.d.done.Go(func() { t.d.compare(n, s) })
+	t.d.done.Go(func() { t.d.compare(n, s, int(s.entry.Ifindex)) })
 }
 
 // compare looks many times: what an interface was given before it was ours shows only at a moment at
 // which no more packets wait for the VM to read them.
-func (d *DataPlane) compare(n uint16, s *portState) {
+func (d *DataPlane) compare(n uint16, s *portState, ifindex int) {
 	for range comparisons {
 		select {
 		case <-d.quit:
 			return
 		case <-time.After(compareEvery):
 		}
+		sent, err := d.sent(ifindex)
+		if err != nil {
+			return
+		}
 		d.mu.Lock()
 		gone := d.ports.ports[n] != s
-		var err error
 		if !gone {
-			err = d.ports.rebase(n)
+			err = d.ports.rebase(n, sent)
 		}
 		d.mu.Unlock()
 		if gone || err != nil {
