@@ -25,6 +25,7 @@ type portTable struct {
 type portState struct {
 	entry  portEntry
 	copies int
+	facts  linkFacts // not written yet; zero: nothing has changed
 }
 
 // hostRoute is a change to the host's own routes, for a port that its stack forwards to.
@@ -234,7 +235,39 @@ func (t *portTable) routeChanged(e lisp.EID, old, now portUse) {
 	}
 }
 
-// settle writes what routeChanged noted.
+// linkFacts is what of an interface the programs need to know.
+type linkFacts struct {
+	mac [6]byte
+	mtu uint32
+}
+
+// linkFacts asks the kernel for all interfaces at once. It may take long on a host with many, and when they change:
+// not with the data plane locked.
+func (d *DataPlane) linkFacts() (map[uint32]linkFacts, error) {
+	links, err := d.nl.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what changed meanwhile will be told again
+		return nil, fmt.Errorf("kernel: list links: %w", err)
+	}
+	out := make(map[uint32]linkFacts, len(links))
+	for _, l := range links {
+		if a := l.Attrs(); len(a.HardwareAddr) == 6 {
+			out[uint32(a.Index)] = linkFacts{[6]byte(a.HardwareAddr), uint32(a.MTU)}
+		}
+	}
+	return out, nil
+}
+
+// learn notes what has become of the ports' interfaces, for settle.
+func (t *portTable) learn(facts map[uint32]linkFacts) {
+	for n, s := range t.ports {
+		if f, ok := facts[s.entry.Ifindex]; ok && (f.mac != s.entry.MAC || f.mtu != s.entry.MTU) {
+			s.facts = f
+			t.dirty[n] = true
+		}
+	}
+}
+
+// settle writes what routeChanged and learn noted.
 func (t *portTable) settle() error {
 	var errs []error
 	for n := range t.dirty {
@@ -244,8 +277,9 @@ func (t *portTable) settle() error {
 		}
 		e := s.entry
 		e.Copies = uint32(max(s.copies, 0))
-		if link, err := t.d.nl.LinkByIndex(int(e.Ifindex)); err == nil && len(link.Attrs().HardwareAddr) == 6 {
-			e.MAC, e.MTU = [6]byte(link.Attrs().HardwareAddr), uint32(link.Attrs().MTU)
+		if s.facts != (linkFacts{}) {
+			e.MAC, e.MTU = s.facts.mac, s.facts.mtu
+			s.facts = linkFacts{}
 		}
 		if e == s.entry {
 			continue

@@ -118,12 +118,11 @@ func (d *DataPlane) follow(quit chan struct{}, routes chan netlink.RouteUpdate, 
 }
 
 func (d *DataPlane) refresh() {
+	facts, err := d.linkFacts()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for n := range d.ports.ports {
-		d.ports.dirty[n] = true
-	}
-	if err := errors.Join(d.rlocs.refresh(), d.ports.settle()); err != nil {
+	d.ports.learn(facts)
+	if err := errors.Join(err, d.rlocs.refresh(), d.ports.settle()); err != nil {
 		d.log.Warn("paths not looked up", "error", err)
 	}
 }
