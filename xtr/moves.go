@@ -292,7 +292,7 @@ func (x *XTR) base(h *handover) {
 			}
 			base[p.index] = dropped
 		}
-		x.in.offer(func(time.Time) {
+		x.in.rush(func(time.Time) { // not behind the stop that it was read before
 			if h.State == Armed { // later ones may be packets that the VM missed because it had stopped
 				h.base = base
 			}
