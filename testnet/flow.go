@@ -136,11 +136,16 @@ const (
 
 // Stop ends the senders, waits for stragglers, and ends the receivers. The report can be had after it.
 func (f *Flows) Stop(ctx context.Context) error {
+	return errors.Join(f.stop(ctx))
+}
+
+// stop stops, and tells what guests did not do from what was wrong here.
+func (f *Flows) stop(ctx context.Context) (there, here error) {
 	f.mu.Lock()
 	flows, guests := f.flows, f.guests
 	if !f.started {
 		f.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	f.started = false
 	f.mu.Unlock() // the others may ask meanwhile
@@ -166,14 +171,13 @@ func (f *Flows) Stop(ctx context.Context) error {
 			break
 		}
 	}
-	var errs []error
 	for _, s := range guests {
-		errs = append(errs, s.end(ctx, f.sent(flows)))
+		there = errors.Join(there, s.end(ctx, f.sent(flows)))
 	}
 	for _, fl := range flows {
-		errs = append(errs, fl.close())
+		here = errors.Join(here, fl.close())
 	}
-	return errors.Join(errs...)
+	return there, here
 }
 
 // sent is how many packets of each stream were sent, by its number.
@@ -187,15 +191,15 @@ func (f *Flows) sent(flows []flow) map[uint32]uint64 {
 	return out
 }
 
-// Close ends everything at once, stopped or not.
+// Close ends everything at once, stopped or not. A guest that does not answer is left to find out by itself.
 func (f *Flows) Close() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	err := f.Stop(ctx)
+	_, err := f.stop(ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, s := range f.guests {
-		s.abandon()
+		s.close()
 	}
 	for _, fl := range f.flows {
 		err = errors.Join(err, fl.close())

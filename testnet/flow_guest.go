@@ -40,7 +40,7 @@ func (g *Guest) Name() string { return g.name }
 
 func (g *Guest) endpoint() (*Namespace, *Guest) { return nil, g }
 
-// Wait waits until the guest's program answers, as after a boot.
+// Wait waits until the guest's program answers, as after a boot; half a minute if ctx has no deadline.
 func (g *Guest) Wait(ctx context.Context) error {
 	_, err := g.Machine(ctx)
 	return err
@@ -83,9 +83,9 @@ func (g *Guest) DiskVerify(ctx context.Context) (stream.Disk, error) {
 	return *r.Disk, nil
 }
 
-// guestPatience bounds a request whose context does not; guestTry is how long one attempt may take before the next.
+// guestPatience bounds a request whose context has no deadline; guestTry is how long one attempt may take before the next.
 const (
-	guestPatience = time.Minute
+	guestPatience = 30 * time.Second
 	guestTry      = 5 * time.Second
 )
 
@@ -96,8 +96,11 @@ func (e errGuest) Error() string { return e.text }
 
 // ask sends a request until it is answered. An answer that is an error ends it, too.
 func (g *Guest) ask(ctx context.Context, q stream.Request) (*stream.Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, guestPatience)
-	defer cancel()
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, guestPatience)
+		defer cancel()
+	}
 	var last error
 	for {
 		r, err := g.try(ctx, q)
@@ -139,10 +142,14 @@ func (g *Guest) try(ctx context.Context, q stream.Request) (_ *stream.Reply, err
 			g.conn = nil
 		}
 	}()
-	deadline, _ := ctx.Deadline()
-	_ = g.conn.SetDeadline(deadline)
-	stop := context.AfterFunc(ctx, func() { _ = g.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	conn := g.conn
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if !stop() && err == nil {
+			_ = conn.Close() // its deadline may pass at any moment now
+			g.conn = nil
+		}
+	}()
 	g.last++
 	q.ID = g.last
 	b, err := json.Marshal(q)
@@ -199,6 +206,7 @@ type guestSession struct {
 	mu     sync.Mutex
 	known  stream.Reply
 	failed string // why known is not the last word
+	gone   bool   // the guest knows nothing of the session any more
 	opened bool
 }
 
@@ -252,7 +260,7 @@ func (s *guestSession) fetch(ctx context.Context, q stream.Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		s.failed = err.Error()
+		s.failed, s.gone = err.Error(), errors.As(err, new(errGuest))
 		return err
 	}
 	s.known = *r
@@ -280,11 +288,19 @@ func (s *guestSession) end(ctx context.Context, sent map[uint32]uint64) error {
 	s.mu.Lock()
 	s.failed = ""
 	s.mu.Unlock()
+	return s.closeEnds(ctx)
+}
+
+// closeEnds has the guest close all ends.
+func (s *guestSession) closeEnds(ctx context.Context) error {
 	_, err := s.guest.ask(ctx, stream.Request{Op: stream.OpEnd, Session: s.id})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opened = s.opened && err != nil
 	return err
 }
 
-// abandon fetches no more. The guest forgets the session by itself.
+// abandon fetches no more.
 func (s *guestSession) abandon() {
 	if s.ended != nil {
 		s.ended()
@@ -292,11 +308,35 @@ func (s *guestSession) abandon() {
 	}
 }
 
+// farewell is how long a guest may take to close its ends when nobody asks for its counts.
+const farewell = 2 * time.Second
+
+// close abandons the session. The guest is told, if it can be: else it forgets the session by itself.
+func (s *guestSession) close() {
+	s.abandon()
+	s.mu.Lock()
+	opened := s.opened
+	s.mu.Unlock()
+	if !opened {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+	defer cancel()
+	_ = s.closeEnds(ctx)
+}
+
 // trouble is why the counts are not the last word; "" if they are.
 func (s *guestSession) trouble() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.failed
+}
+
+// lost reports whether the guest knows nothing of the session any more.
+func (s *guestSession) lost() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gone
 }
 
 func (s *guestSession) sent(id uint32) stream.Sent {

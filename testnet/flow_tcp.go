@@ -277,8 +277,11 @@ func (c *content) got() stream.TransferState {
 	return c.rx.State()
 }
 
-// finished: both ends have come to an end, good or bad, as far as is known here.
+// finished: both ends have come to an end, good or bad, as far as is known here, or nobody will ever know.
 func (c *content) finished() bool {
+	if c.sender != nil && c.sender.lost() || c.receiver != nil && c.receiver.lost() {
+		return true
+	}
 	sent, got := c.sent(), c.got()
 	return (sent.Sum != "" || sent.Errors > 0) && (got.Sum != "" || got.Errors > 0)
 }

@@ -2,11 +2,13 @@ package testnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -82,10 +84,55 @@ func (g *bootedGuest) waitPing(t *testing.T) {
 	}
 }
 
-// A real guest boots with the addresses that it is given.
+// A real guest boots with the addresses that it is given, writes to its memory at the rate that it is told, and to its
+// disk what is still there when it looks.
 func TestGuestBoots(t *testing.T) {
-	began := time.Now()
-	g := bootGuest(t, GuestParams{Name: "web"})
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	must(t, os.WriteFile(disk, make([]byte, 4<<20), 0o644))
+	g := bootGuest(t, GuestParams{Name: "web", Dirty: 1}, "-drive", "if=none,id=d0,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=d0")
 	g.waitPing(t)
-	t.Logf("answers after %v", time.Since(began))
+	guest := NewGuest("web", g.host.ns, guest6)
+	t.Cleanup(func() { must(t, guest.Close()) })
+	ctx := within(t, time.Minute)
+	must(t, guest.Wait(ctx))
+
+	const blocks = 64
+	must(t, guest.DiskWrite(ctx, "/dev/vda", blocks, 4000))
+	must(t, guest.Dirty(ctx, 0))
+	before, err := guest.Machine(ctx)
+	must(t, err)
+	time.Sleep(time.Second)
+	still, err := guest.Machine(ctx)
+	must(t, err)
+	if still.Dirty != before.Dirty {
+		t.Errorf("writes to memory: %d MiB, then %d MiB", before.Dirty, still.Dirty)
+	}
+	must(t, guest.Dirty(ctx, 8))
+	for dirty := still.Dirty; dirty < still.Dirty+8; {
+		m, err := guest.Machine(ctx)
+		must(t, err)
+		dirty = m.Dirty
+		time.Sleep(10 * time.Millisecond)
+	}
+	good, err := guest.DiskVerify(ctx)
+	must(t, err)
+	if good.Written < blocks || good.Checked != blocks || good.Wrong != 0 || good.Error != "" {
+		t.Errorf("%+v", good)
+	}
+	// Somebody else writes to the disk, and that is seen.
+	f, err := os.OpenFile(disk, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte("other"), 5*4096+100)
+	must(t, errors.Join(err, f.Close()))
+	bad, err := guest.DiskVerify(ctx)
+	must(t, err)
+	if bad.Wrong != 1 || !strings.Contains(bad.First, "block 5") {
+		t.Errorf("%+v", bad)
+	}
+	if trouble, ok, err := GuestTroubleIn(g.serial); ok || err != nil {
+		t.Error(trouble, err)
+	}
+	if !strings.Contains(readFile(t, g.serial), "guest: serving") {
+		t.Error("the console says nothing")
+	}
 }
