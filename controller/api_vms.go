@@ -112,8 +112,12 @@ func (c *Controller) controls(name, verb string, do Action, elsewhere string) (x
 		}
 		x.hv = v.Hypervisor
 		for _, s := range c.sights(v) {
-			if elsewhere != "" && s.hv != elsewhere && s.guest.State == GuestRunning && do == ActionStart {
-				return x, fail(http.StatusConflict, "vm %s runs on %s: it cannot be started on %s, too", name, s.hv, elsewhere)
+			if elsewhere != "" && s.hv != elsewhere && s.guest.State == GuestRunning && do == ActionStart && !c.dead(s.hv) {
+				not := ""
+				if s.stale {
+					not = ", whose agent answers, though its driver does not"
+				}
+				return x, fail(http.StatusConflict, "vm %s runs on %s%s: it cannot be started on %s, too", name, s.hv, not, elsewhere)
 			}
 			if elsewhere == s.hv || elsewhere == "" && at.hv == "" {
 				at = s
@@ -178,6 +182,13 @@ func (c *Controller) controls(name, verb string, do Action, elsewhere string) (x
 		return x, fail(http.StatusBadGateway, "%v", err)
 	}
 	return x, nil
+}
+
+// dead reports whether neither a hypervisor's driver nor its agent answers: then its VMs may be started elsewhere by whoever
+// says where.
+func (c *Controller) dead(hv string) bool {
+	o := c.seen[hv]
+	return (o == nil || o.err != "") && c.status[hv].err != ""
 }
 
 // listNow asks a hypervisor what VMs it has, so that what is answered is what is.

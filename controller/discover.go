@@ -28,6 +28,7 @@ type spotted struct {
 	hv    string
 	at    time.Time
 	guest Guest
+	stale bool // its driver does not answer any more
 }
 
 // stranger is a guest that is no VM of the inventory, and cannot be made one.
@@ -151,12 +152,18 @@ func (c *Controller) sights(v VM) []spotted {
 	for _, name := range slices.Sorted(maps.Keys(c.seen)) {
 		o := c.seen[name]
 		if g, ok := o.find(v); ok {
-			out = append(out, spotted{name, o.at, g})
+			out = append(out, spotted{name, o.at, g, o.err != ""})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b spotted) int {
 		if d := standing(b.guest.State) - standing(a.guest.State); d != 0 {
 			return d
+		}
+		switch {
+		case !a.stale && b.stale:
+			return -1
+		case a.stale && !b.stale:
+			return 1
 		}
 		switch v.Hypervisor {
 		case a.hv:
@@ -209,7 +216,7 @@ func (c *Controller) discover(hv string, o *overseen, now time.Time) {
 		}
 		v, problem := c.newcomer(hv, g)
 		if problem != "" {
-			c.strangers = append(c.strangers, stranger{spotted{hv, o.at, g}, v.Name, problem})
+			c.strangers = append(c.strangers, stranger{spotted{hv: hv, at: o.at, guest: g}, v.Name, problem})
 			continue
 		}
 		v.Placed = now
@@ -409,7 +416,7 @@ func (c *Controller) vmStatus(v VM) VMStatus {
 		if s.hv != v.Hypervisor && out.Move == "" && out.Migration == "" {
 			out.Problem = "it is said to be on " + or(v.Hypervisor, "no hypervisor") + ", and is seen on " + s.hv
 		}
-		if len(ss) > 1 && ss[1].guest.State == GuestRunning {
+		if len(ss) > 1 && ss[1].guest.State == GuestRunning && !ss[1].stale {
 			out.Problem = "it runs twice: on " + s.hv + " and on " + ss[1].hv
 		}
 		if g.Owner != "" && g.Owner != v.Owner && out.Problem == "" {

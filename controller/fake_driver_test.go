@@ -31,12 +31,12 @@ type fakeHyp struct {
 	opened int
 
 	// How the next migrations from here go.
-	fail    error           // after a second of memory
-	lost    bool            // where it runs is not known then: the driver says so
-	steps   []Progress      // that are told, one a second; nil = the usual ones
-	endless bool            // the last one is repeated until it is ended or steered
-	steerNo error           // Steer is refused
-	steered []Steering      // what was asked for
+	fail    error          // after a second of memory
+	lost    bool           // where it runs is not known then: the driver says so
+	steps   []Progress     // that are told, one a second; nil = the usual ones
+	endless bool           // the last one is repeated until it is ended or steered
+	steerNo error          // Steer is refused
+	steered []Steering     // what was asked for
 	steer   func(Steering) // what comes of it
 	took    []Migration
 	finish  chan struct{} // an endless one comes to its end

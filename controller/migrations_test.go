@@ -157,7 +157,9 @@ func TestMigrationFails(t *testing.T) {
 			"", "preflight: machine: hv2 has no machine type q35", "", false},
 		{"preflight: no room", func(w *cloud, r *ctl, t *testing.T) { w.hyp("hv2").node.MemoryFree = 1 << 29 },
 			"", "preflight: capacity: hv2 has room for 512.0 MiB of memory, the VM needs 1.0 GiB", "", false},
-		{"preflight: prefix", func(w *cloud, r *ctl, t *testing.T) { w.agent("hv2").node.EIDPrefixes = w.agent("hv2").node.EIDPrefixes[:1] },
+		{"preflight: prefix", func(w *cloud, r *ctl, t *testing.T) {
+			w.agent("hv2").node.EIDPrefixes = w.agent("hv2").node.EIDPrefixes[:1]
+		},
 			"", "preflight: prefix: hv2 serves no prefix with 2001:db8:e1d:1::10", "", false},
 		{"preflight: the target's agent is away", func(w *cloud, r *ctl, t *testing.T) { w.agent("hv2").mode = "down" },
 			"", "preflight: agent: hv2: its agent does not answer: connection refused", "", false},
@@ -338,7 +340,9 @@ func TestMigrationCancelled(t *testing.T) {
 			bubble(t, func(t *testing.T, w *cloud, r *ctl) {
 				w.equip(t, r)
 				if tc.phase == MigrationQueued {
-					w.with(func() { w.hyp("hv1").guests["other"] = &Guest{Name: "other", State: GuestRunning, Memory: 1 << 20, VCPUs: 1, Machine: "q35", UUID: "33333333-2222-4333-8444-555555555555"} })
+					w.with(func() {
+						w.hyp("hv1").guests["other"] = &Guest{Name: "other", State: GuestRunning, Memory: 1 << 20, VCPUs: 1, Machine: "q35", UUID: "33333333-2222-4333-8444-555555555555"}
+					})
 					r.must(t, http.StatusCreated, "PUT", "/v1/vms/other", `{"hypervisor":"hv1","eids":["198.51.100.11"]}`)
 					r.must(t, http.StatusAccepted, "POST", "/v1/migrations", `{"id":"g0","vm":"other","to":"hv2"}`)
 				}
