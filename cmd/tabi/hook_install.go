@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -56,11 +57,49 @@ type hookFiles struct {
 	config string // hook.yaml
 	// single is for libvirt before 6.5: the one script that it calls, instead of one in a directory.
 	single bool
+	json   bool // print JSON
+}
+
+// hookFile is a file and what became of it.
+type hookFile struct {
+	Path string `json:"path"`
+	What string `json:"what"` // for people: "written", "right already", "removed", ...
+}
+
+// hookDone is what install and remove did.
+type hookDone struct {
+	Files      []hookFile `json:"files"`
+	Controller string     `json:"controller,omitempty"`
+	Hypervisor string     `json:"hypervisor,omitempty"`
+	Agent      string     `json:"agent,omitempty"`
+	Reload     bool       `json:"reload"` // libvirt has to be told to look for hooks
+
+	notes []string // for people
+}
+
+func (d *hookDone) add(path, what string) { d.Files = append(d.Files, hookFile{path, what}) }
+
+func (f *hookFiles) print(w io.Writer, d hookDone) error {
+	if f.json {
+		return printJSON(w, d)
+	}
+	for _, file := range d.Files {
+		if _, err := fmt.Fprintf(w, "%s: %s\n", file.Path, file.What); err != nil {
+			return err
+		}
+	}
+	for _, n := range d.notes {
+		if _, err := fmt.Fprintln(w, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *hookFiles) flags(c *cobra.Command) {
 	c.Flags().StringVar(&f.dir, "dir", libvirtHooks, "libvirt's directory of hooks")
 	c.Flags().StringVar(&f.config, "config", defaultHookConfig, "file that says whom to tell")
+	c.Flags().BoolVar(&f.json, "json", false, "print JSON")
 }
 
 func (f *hookFiles) inDir() string  { return filepath.Join(f.dir, "qemu.d", hookName) }
@@ -194,8 +233,8 @@ there. Installing again changes nothing that is right already.`,
 }
 
 func (f *hookFiles) install(cmd *cobra.Command, cfg config.Hook, binary string) error {
-	out := cmd.OutOrStdout()
 	others := f.others()
+	done := hookDone{Controller: cfg.Controller, Hypervisor: cfg.Hypervisor, Agent: cfg.AgentSocket}
 	if f.single {
 		for _, o := range others {
 			if o == f.asFile() {
@@ -228,20 +267,21 @@ func (f *hookFiles) install(cmd *cobra.Command, cfg config.Hook, binary string) 
 		if err != nil {
 			return fmt.Errorf("hook install: %w", err)
 		}
-		fmt.Fprintf(out, "%s: %s\n", p.path, map[bool]string{true: "written", false: "right already"}[changed])
+		done.add(p.path, map[bool]string{true: "written", false: "right already"}[changed])
 	}
 	for _, o := range others {
-		fmt.Fprintf(out, "%s: not ours, not touched\n", o)
+		done.add(o, "not ours, not touched")
 	}
 	if cfg.Controller == "" {
-		fmt.Fprintf(out, "No controller is given: VMs that arrive are announced to the agent here only (%s).\n", cfg.AgentSocket)
+		done.notes = append(done.notes, fmt.Sprintf("No controller is given: VMs that arrive are announced to the agent here only (%s).", cfg.AgentSocket))
 	} else {
-		fmt.Fprintf(out, "VMs that arrive are announced to %s as coming to %s, and to the agent here if that does not answer.\n", cfg.Controller, cfg.Hypervisor)
+		done.notes = append(done.notes, fmt.Sprintf("VMs that arrive are announced to %s as coming to %s, and to the agent here if that does not answer.", cfg.Controller, cfg.Hypervisor))
 	}
-	if fresh && len(others) == 0 {
-		fmt.Fprintln(out, `libvirt looks for hooks when it starts or reloads: "systemctl reload libvirtd" (or virtqemud) once. VMs go on.`)
+	// libvirt remembers whether it has found any hook; which ones there are it looks up each time.
+	if done.Reload = fresh && len(others) == 0; done.Reload {
+		done.notes = append(done.notes, `libvirt looks for hooks when it starts or reloads: "systemctl reload libvirtd" (or virtqemud) once. VMs go on.`)
 	}
-	return nil
+	return f.print(cmd.OutOrStdout(), done)
 }
 
 func newHookRemoveCommand() *cobra.Command {
@@ -252,7 +292,7 @@ func newHookRemoveCommand() *cobra.Command {
 		Example: "  tabi hook remove libvirt\n  tabi hook remove libvirt --purge",
 		Args:    onlyLibvirt,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			found := false
+			var done hookDone
 			for _, p := range []string{f.inDir(), f.asFile()} {
 				if !ours(p) {
 					continue
@@ -260,23 +300,22 @@ func newHookRemoveCommand() *cobra.Command {
 				if err := os.Remove(p); err != nil {
 					return fmt.Errorf("hook remove: %w", err)
 				}
-				found = true
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: removed\n", p)
+				done.add(p, "removed")
 			}
-			if !found {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: no hook of ours\n", f.dir)
+			if len(done.Files) == 0 {
+				done.add(f.dir, "no hook of ours")
 			}
 			switch _, err := os.Stat(f.config); {
 			case err != nil:
 			case !purge:
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: kept (--purge removes it too)\n", f.config)
+				done.add(f.config, "kept (--purge removes it too)")
 			default:
 				if err := os.Remove(f.config); err != nil {
 					return fmt.Errorf("hook remove: %w", err)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: removed\n", f.config)
+				done.add(f.config, "removed")
 			}
-			return nil
+			return f.print(cmd.OutOrStdout(), done)
 		},
 	}
 	f.flags(c)
@@ -297,7 +336,6 @@ type hookStatus struct {
 
 func newHookStatusCommand() *cobra.Command {
 	var f hookFiles
-	var asJSON bool
 	c := &cobra.Command{
 		Use: "status", Short: "Say whether the hook for libvirt is installed, and whether those that it tells answer",
 		Long: `Say whether the hook for libvirt is installed, and whether those that it tells answer. Status 1 if something is
@@ -306,7 +344,7 @@ wrong with it.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			st := f.status(cmd.Context())
-			if asJSON {
+			if f.json {
 				if err := printJSON(cmd.OutOrStdout(), st); err != nil {
 					return err
 				}
@@ -322,7 +360,6 @@ wrong with it.`,
 		},
 	}
 	f.flags(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 

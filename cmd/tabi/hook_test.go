@@ -312,6 +312,11 @@ func TestHookInstall(t *testing.T) {
 	if got := install(); !strings.HasPrefix(got, config+": right already\n"+script+": right already\n") {
 		t.Errorf("installing again: %s", got)
 	}
+	var done hookDone
+	if err := json.Unmarshal([]byte(install("--json")), &done); err != nil || done.Reload || done.Hypervisor != "nara-hv1" ||
+		!cmp.Equal(done.Files, []hookFile{{config, "right already"}, {script, "right already"}, {other, "not ours, not touched"}}) {
+		t.Errorf("%+v %v", done, err)
+	}
 	for path, mode := range map[string]os.FileMode{script: 0o755, config: 0o600} {
 		if i, err := os.Stat(path); err != nil || i.Mode().Perm() != mode {
 			t.Errorf("%s: %v %v, want %v", path, i.Mode(), err, mode)
