@@ -124,10 +124,11 @@ type batches struct {
 	inBuf     [batch][2048]byte
 	outBuf    [batch][maxPacket]byte
 	ancillary [batch][128]byte
+	used      int // of in, by the last call
 }
 
 func newBatches() *batches {
-	b := new(batches)
+	b := &batches{used: batch}
 	for i := range batch {
 		b.inVec[i].Base = &b.inBuf[i][0]
 		b.in[i].hdr.Iov, b.in[i].hdr.Iovlen = &b.inVec[i], 1
@@ -139,16 +140,18 @@ func newBatches() *batches {
 
 // receive reads what the socket holds, up to a batch. Errors are of earlier packets, which will be missing.
 func (b *batches) receive(s *socket) int {
-	for i := range b.in {
+	for i := range b.used { // the kernel has written to these only
 		b.inVec[i].SetLen(len(b.inBuf[i]))
 		b.in[i].hdr.Control = &b.ancillary[i][0]
 		b.in[i].hdr.SetControllen(len(b.ancillary[i]))
 	}
+	b.used = 0
 	for {
 		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&b.in[0])), batch, syscall.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
-			return int(n)
+			b.used = int(n)
+			return b.used
 		case syscall.EAGAIN:
 			return 0
 		case syscall.EBADF, syscall.EFAULT, syscall.EINVAL, syscall.ENOTSOCK:
