@@ -177,7 +177,8 @@ func (t *portTable) aboutToCopy(n uint16) {
 	if s == nil || s.copies > 0 {
 		return
 	}
-	sent, err := t.d.sent(int(s.entry.Ifindex))
+	ifindex := int(s.entry.Ifindex)
+	sent, err := t.d.sent(ifindex)
 	if err == nil {
 		err = t.rebase(n, sent)
 	}
@@ -185,7 +186,7 @@ func (t *portTable) aboutToCopy(n uint16) {
 		t.d.log.Warn("packets given to a port not compared with its interface", "port", n, "error", err)
 		return
 	}
-	t.d.done.Go(func() { t.d.compare(n, s, int(s.entry.Ifindex)) })
+	t.d.done.Go(func() { t.d.compare(n, s, ifindex) })
 }
 
 // compare looks many times: what an interface was given before it was ours shows only at a moment at
