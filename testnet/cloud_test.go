@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -328,22 +329,36 @@ func TestAbortedMigration(t *testing.T) {
 	wantNoProblems(t, aborted, moved)
 }
 
-// Nobody told the cloud of the move beforehand, and the controller is dead. With the hypervisor's stop event no
-// packet for the VM is lost; without it what the old tap held may be, and no more. The VM's own first packets may be
-// taken for forged ones: until it has been seen, nobody here knows its addresses.
+// Nobody told the cloud of the move beforehand, and the controller is dead. If the hypervisors tell their agents what
+// they see themselves, that the one sends the VM away and the other waits for it, no packet is lost, as with a prepare.
+// With the hypervisor's stop event alone, what the interface was given before it is: copies are kept of what goes to a
+// VM that is about to leave, only. Without it what the old tap swallows is lost, and no more; and the VM's own first
+// packets may be taken for forged ones: until it has been seen, nobody at the target knows its addresses.
 func TestUnpreparedMove(t *testing.T) {
 	c := startCloud(t, Options{})
 	must(t, c.Host("ctl").Kill("controller"))
-	for _, stopEvent := range []bool{true, false} {
-		t.Run(fmt.Sprintf("stop event %v", stopEvent), func(t *testing.T) {
+	for _, tc := range []struct {
+		name               string
+		migrating, stopped bool
+	}{{"migration told", true, true}, {"stop told", false, true}, {"nothing told", false, false}} {
+		t.Run(tc.name, func(t *testing.T) {
 			freshFlows(t, c)
-			moved := moveTo(t, c, MoveOptions{To: c.next(), StopEvent: stopEvent, Blackout: blackout})
+			o := MoveOptions{To: c.next(), StopEvent: tc.stopped, Blackout: blackout}
+			if from := c.Where(hostWeb); tc.migrating {
+				o.AfterPrepare = func(ctx context.Context) error {
+					told := map[string]string{"vm": hostWeb, "event": "migrating"}
+					return errors.Join(c.Host(from).Admin(ctx, http.MethodPost, "/v1/events", told, nil),
+						c.Host(o.To).Admin(ctx, http.MethodPost, "/v1/announcements", map[string]any{"vm": hostWeb, "eids": endpoints[hostWeb].eids()}, nil))
+				}
+			}
+			moved := moveTo(t, c, o)
 			reports := finish(t, c, moved)
 			for _, r := range reports {
 				may := uint64((blackout + 100*time.Millisecond).Seconds() * testRate)
-				if stopEvent && strings.HasSuffix(r.Name, "-to-vm") {
-					// What the interface was given between the stop and the agent's word of it: copies are kept of what goes
-					// to a VM that is prepared to leave, only.
+				switch {
+				case tc.migrating:
+					may = 0
+				case tc.stopped && strings.HasSuffix(r.Name, "-to-vm"):
 					may = uint64((20*time.Millisecond).Seconds()*testRate) + 1
 				}
 				if r.Unit == "packets" && r.Lost > may || r.Duplicated > 0 {
