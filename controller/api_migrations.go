@@ -176,7 +176,7 @@ func (c *Controller) postDrain(r *http.Request) (int, any, error) {
 			if _, err := find("hypervisor", c.inv.hvs, name); err != nil {
 				return nil, err
 			}
-			return c.plan(name, q.Site), nil
+			return c.plan(name, q), nil
 		})
 	}
 	v, err := c.change(r.Context(), func(now time.Time) (any, error) {
@@ -207,7 +207,7 @@ func (c *Controller) postDrain(r *http.Request) (int, any, error) {
 				stuck = append(stuck, PlannedMove{VM: vm, Error: err.Error()})
 			}
 		}
-		c.stuck[name] = stuck
+		c.stuck[name], c.drainAs[name] = stuck, q
 		c.schedule(now)
 		return c.drainStatus(h), nil
 	})
@@ -215,7 +215,7 @@ func (c *Controller) postDrain(r *http.Request) (int, any, error) {
 }
 
 // plan says where each VM of a hypervisor would go.
-func (c *Controller) plan(hv, site string) []PlannedMove {
+func (c *Controller) plan(hv string, in MigrationRequest) []PlannedMove {
 	out := []PlannedMove{}
 	w := c.world("")
 	for _, name := range c.inv.on(hv) {
@@ -231,9 +231,9 @@ func (c *Controller) plan(hv, site string) []PlannedMove {
 		need := c.needs(v)
 		var fit func(*host) string
 		if c.undriven(hv) == "" {
-			fit = c.undrivenHost
+			fit = c.fits(v, hv, in)
 		}
-		to, why, _ := w.place(v, need, hv, site, fit)
+		to, why, _ := w.place(v, need, hv, in.Site, fit)
 		if to != "" {
 			w.take(v, need, to)
 		}
@@ -294,7 +294,7 @@ func (c *Controller) drainStatus(h Hypervisor) DrainStatus {
 		stuck[p.VM] = p.Error
 	}
 	there := 0
-	for _, p := range c.plan(h.Name, "") {
+	for _, p := range c.plan(h.Name, c.drainAs[h.Name]) {
 		there++
 		i, ok := latest[p.VM]
 		if !ok {
@@ -342,6 +342,7 @@ func (c *Controller) postUndrain(r *http.Request) (int, any, error) {
 			c.log.Info("not draining any more", "hypervisor", name)
 		}
 		delete(c.stuck, name)
+		delete(c.drainAs, name)
 		n := 0
 		for _, m := range c.openMigrations() {
 			if m.r.Drain == name && m.r.Phase == MigrationQueued {

@@ -60,8 +60,9 @@ type Controller struct {
 	migTouched map[string]bool // since the last flush
 	migWatch   map[string][]gwatcher
 	links      map[string]LinkMemory
-	stuck      map[string][]PlannedMove // VMs that a drain could not begin to migrate, by hypervisor
-	reschedule bool                     // the queues may have moved on
+	drainAs    map[string]MigrationRequest // how a hypervisor was drained, to plan for what is left
+	stuck      map[string][]PlannedMove    // VMs that a drain could not begin to migrate, by hypervisor
+	reschedule bool                        // the queues may have moved on
 
 	nonce   uint64 // last used
 	leased  uint64 // nonces below are ours, durably
@@ -139,7 +140,7 @@ func newController(cfg Config, ep Endpoint, store Store, ag agents, log *slog.Lo
 		changed: map[string]bool{}, touched: map[string]bool{}, watch: map[string][]watcher{},
 		watchers: map[string]*hvWatcher{}, seen: map[string]*overseen{}, missing: map[string]time.Time{},
 		migs: map[string]*migration{}, migOpen: map[*migration]bool{}, migBy: map[string]*migration{},
-		migChanged: map[string]bool{}, migTouched: map[string]bool{}, migWatch: map[string][]gwatcher{}, links: map[string]LinkMemory{}, stuck: map[string][]PlannedMove{},
+		migChanged: map[string]bool{}, migTouched: map[string]bool{}, migWatch: map[string][]gwatcher{}, links: map[string]LinkMemory{}, stuck: map[string][]PlannedMove{}, drainAs: map[string]MigrationRequest{},
 	}
 	c.env.timing = cfg.Timing
 	for _, s := range cfg.MapServers {
@@ -185,6 +186,9 @@ func (c *Controller) load() error {
 	}
 	slices.SortFunc(saved.Migrations, func(a, b MigrationRecord) int { return cmp.Compare(a.Order, b.Order) })
 	for _, r := range saved.Migrations {
+		if !r.Phase.Ended() {
+			r.Seq += seqLeap
+		}
 		c.insertMigration(&migration{r: r})
 	}
 	for _, l := range saved.Links {
@@ -193,6 +197,10 @@ func (c *Controller) load() error {
 	c.nonce, c.leased = saved.Nonce, saved.Nonce
 	return nil
 }
+
+// seqLeap is how far the seq of an open migration leaps at a restart: the last ones may not have been saved, and whoever
+// waits for a later one must not wait for ever.
+const seqLeap = 1000
 
 func (c *Controller) insert(e *entry) {
 	c.moves[e.m.ID] = e

@@ -47,7 +47,7 @@ func TestDrain(t *testing.T) {
 		if d := decode[DrainStatus](t, r.must(t, http.StatusOK, "GET", "/v1/hypervisors/hv1/drain", "")); d.Drained || d.Total != 0 {
 			t.Errorf("a plan has changed something: %+v", d)
 		}
-		w.with(func() { w.hyp("hv1").guests["v02"].Machine = "isapc" }) // it will not go
+		w.with(func() { w.hyp("hv1").guests["v02"].State = GuestHibernated }) // it will not go
 		d := decode[DrainStatus](t, r.must(t, http.StatusAccepted, "POST", "/v1/hypervisors/hv1/drain", `{"on_slow":"wait"}`))
 		if !d.Drained || d.Total != 6 || d.UnderWay != 6 || d.Complete {
 			t.Errorf("%+v", d)
@@ -64,12 +64,12 @@ func TestDrain(t *testing.T) {
 			t.Errorf("%+v", d)
 		}
 		for _, p := range d.Moves {
-			if (p.VM == "v02") != (p.Phase == MigrationFailed) || p.VM == "v02" && !strings.Contains(p.Error, "isapc") {
+			if (p.VM == "v02") != (p.Phase == MigrationFailed) || p.VM == "v02" && !strings.Contains(p.Error, "hibernated") {
 				t.Errorf("%+v", p)
 			}
 		}
 		// What has failed is tried again when it is said again.
-		w.with(func() { w.hyp("hv1").guests["v02"].Machine = "q35" })
+		w.with(func() { w.hyp("hv1").guests["v02"].State = GuestRunning })
 		r.must(t, http.StatusAccepted, "POST", "/v1/hypervisors/hv1/drain", ``)
 		time.Sleep(time.Minute)
 		if d = decode[DrainStatus](t, r.must(t, http.StatusOK, "GET", "/v1/hypervisors/hv1/drain", "")); d.Done != 6 || !d.Complete || d.Total != 6 {
@@ -160,6 +160,31 @@ func TestDrainNowhereToGo(t *testing.T) {
 			if !strings.Contains(text, want) {
 				t.Errorf("%q does not say %q", text, want)
 			}
+		}
+	})
+}
+
+// Placement looks at what the preflight would refuse: what cannot go to one hypervisor goes to another.
+func TestPlacedWhereItFits(t *testing.T) {
+	bubble(t, func(t *testing.T, w *cloud, r *ctl) {
+		w.equip(t, r)
+		w.with(func() {
+			w.hyp("hv2").node.Machines = []string{"pc"}
+			w.hyp("hv1").guests["web"].Disks = []GuestDisk{{Target: "vda", Source: "/srv/vms/web"}}
+		})
+		r.must(t, http.StatusOK, "PUT", "/v1/sites/s1", `{"shared_storage":["nfs=/srv"]}`)
+		r.must(t, http.StatusOK, "PUT", "/v1/sites/s3", `{"shared_storage":["nfs=/srv"]}`)
+		time.Sleep(2 * time.Minute)
+		pf := decode[Preflight](t, r.must(t, http.StatusOK, "POST", "/v1/preflight", `{"vm":"web"}`))
+		if pf.To != "hv3" || !pf.OK || !strings.Contains(fmt.Sprint(pf.Refused), "hv2 has no machine type q35") {
+			t.Errorf("%+v", pf)
+		}
+		if v := r.vm(t, "web"); v.Storage != "shared" {
+			t.Errorf("%+v", v)
+		}
+		r.must(t, http.StatusOK, "PUT", "/v1/sites/s3", `{}`)
+		if text := r.must(t, http.StatusConflict, "POST", "/v1/migrations", `{"vm":"web"}`); !strings.Contains(text, "hv3: vda is at /srv/vms/web, which hv3 does not share") {
+			t.Error(text)
 		}
 	})
 }

@@ -108,12 +108,31 @@ func (c *Controller) undriven(hv string) string {
 	return ""
 }
 
-// undrivenHost is the same, as a reason not to place there.
-func (c *Controller) undrivenHost(h *host) string {
-	if c.undriven(h.Name) != "" {
-		return "it has no driver"
+// fits returns what else speaks against placing v, which is on from, somewhere: what the preflight would find, as far as
+// it is known without asking anybody.
+func (c *Controller) fits(v VM, from string, in MigrationRequest) func(*host) string {
+	s, known := c.sight(v)
+	return func(h *host) string {
+		if c.undriven(h.Name) != "" {
+			return "it has no driver"
+		}
+		o, src := c.seen[h.Name], c.seen[from]
+		if !known || o == nil || o.node == nil || src == nil {
+			return ""
+		}
+		f := facts{vm: v, req: in, guest: &s.guest, from: c.inv.hvs[from], to: h.Hypervisor, srcNode: src.node, tgtNode: o.node,
+			sites: [2]Site{c.inv.sites[c.inv.hvs[from].Site], c.inv.sites[h.Site]}}
+		why := ""
+		fatal := func(_ string, status CheckStatus, format string, args ...any) {
+			if status == CheckFail {
+				why = or(why, fmt.Sprintf(format, args...))
+			}
+		}
+		f.checkMachine(fatal)
+		f.checkCPU(fatal)
+		f.checkStorage(fatal)
+		return why
 	}
-	return ""
 }
 
 // subject finds the VM of a request and where it is, and says what is in the way of any migration.
@@ -166,7 +185,7 @@ func (c *Controller) target(w *world, v VM, in MigrationRequest, before string) 
 	if h := w.hosts[before]; h != nil && w.refuses(v, need, v.Hypervisor, h) == "" && c.undriven(before) == "" {
 		return before, "", nil
 	}
-	return w.place(v, need, v.Hypervisor, in.Site, c.undrivenHost)
+	return w.place(v, need, v.Hypervisor, in.Site, c.fits(v, v.Hypervisor, in))
 }
 
 // beginMigration puts a migration into the queue, or finds it begun. w is nil unless many are begun together.
@@ -331,7 +350,11 @@ func (c *Controller) tellMigration(id string, now time.Time) {
 		c.migEvent(id, gMove{Aborted, "its move is not known any more"}, now)
 		return
 	}
-	c.migEvent(id, gMove{e.m.State, or(e.m.Error, e.m.Why)}, now)
+	state := e.m.State
+	if state == Running && len(c.env.servers) == 0 {
+		state = Pushed // nobody will confirm
+	}
+	c.migEvent(id, gMove{state, or(e.m.Error, e.m.Why)}, now)
 }
 
 // doMigration starts an action whose migration is durable.

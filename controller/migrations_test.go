@@ -689,3 +689,50 @@ func TestMigrationOutlivesController(t *testing.T) {
 		r.end()
 	})
 }
+
+// An agent that is being restarted delays a migration, and does not refuse it.
+func TestAgentRestartsInPreflight(t *testing.T) {
+	bubble(t, func(t *testing.T, w *cloud, r *ctl) {
+		w.equip(t, r)
+		w.with(func() { w.agent("hv2").mode = "down" })
+		r.must(t, http.StatusAccepted, "POST", "/v1/migrations", `{"id":"g1","vm":"web","to":"hv2"}`)
+		time.Sleep(time.Second)
+		w.with(func() { w.agent("hv2").mode = "" })
+		if m := r.migrationEnded(t, "g1"); m.Phase != MigrationDone {
+			t.Errorf("%+v", m)
+		}
+		for name, want := range map[string]string{"migrations": `"id":"g1","vm":"web","from":"hv1","to":"hv2","link":"s1-s2","phase":"done"`, "links": `"link":"s1-s2"`} {
+			v, err := r.Shows()[name](t.Context())
+			b, _ := json.Marshal(v)
+			if err != nil || !strings.Contains(string(b), want) {
+				t.Errorf("%s: %v %s", name, err, b)
+			}
+		}
+	})
+}
+
+// Without Map-Servers nobody has to confirm anything; with one that is away it is done all the same, and said.
+func TestFinishing(t *testing.T) {
+	for _, without := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newCloud(t)
+			if without {
+				w.cfg.MapServers = nil
+			}
+			r := w.start()
+			w.equip(t, r)
+			w.with(func() {
+				for _, s := range w.ms {
+					s.down = true
+				}
+			})
+			r.must(t, http.StatusAccepted, "POST", "/v1/migrations", `{"id":"g1","vm":"web","to":"hv2"}`)
+			m := r.migrationEnded(t, "g1")
+			if m.Phase != MigrationDone || has(m.Notes, "no Map-Server has confirmed") == without {
+				t.Errorf("without=%v: %+v", without, m)
+			}
+			w.checkVM(t, r, "hv2")
+			r.end()
+		})
+	}
+}

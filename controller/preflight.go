@@ -412,9 +412,24 @@ func (c *Controller) inspect(ctx context.Context, in MigrationRequest, before, i
 	agent := func(h Hypervisor, node **agentNode, out *string) {
 		actx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
 		defer cancel()
-		var err error
-		if *node, err = c.agents.Node(actx, h); err != nil {
-			*out = "its agent does not answer: " + err.Error()
+		for {
+			var err error
+			if *node, err = c.agents.Node(actx, h); err == nil {
+				*out = ""
+				return
+			}
+			// Kept is what it said, not that time is up. It may be on its way up again.
+			if *out == "" || actx.Err() == nil {
+				*out = "its agent does not answer: " + err.Error()
+			}
+			var st *StatusError
+			if errors.As(err, &st) && st.final() || actx.Err() != nil {
+				return
+			}
+			sleep(actx, c.cfg.Timing.Retry, nil)
+			if actx.Err() != nil {
+				return
+			}
 		}
 	}
 	wg.Go(func() { agent(f.from, &f.srcAgent, &f.srcAgentErr) })

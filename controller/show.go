@@ -52,6 +52,23 @@ type VMRow struct {
 	Version    lisp.Version `json:"version"`
 }
 
+// MigrationRow is a row of `tabi show migrations`. Sizes are bytes, Rate bytes a second.
+type MigrationRow struct {
+	ID        string         `json:"id"`
+	VM        string         `json:"vm"`
+	From      string         `json:"from"`
+	To        string         `json:"to"`
+	Link      string         `json:"link"`
+	Phase     MigrationPhase `json:"phase"`
+	Queue     int            `json:"queue"`
+	Total     uint64         `json:"total"`
+	Remaining uint64         `json:"remaining"`
+	Rate      uint64         `json:"rate"`
+	Asked     time.Time      `json:"asked,omitzero"`
+	Ended     time.Time      `json:"ended,omitzero"`
+	Error     string         `json:"error,omitempty"`
+}
+
 // Shows are the tables that an operator can look at.
 func (c *Controller) Shows() map[string]func(context.Context) (any, error) {
 	owner := func(f func() any) func(context.Context) (any, error) {
@@ -61,8 +78,17 @@ func (c *Controller) Shows() map[string]func(context.Context) (any, error) {
 	}
 	return map[string]func(context.Context) (any, error){
 		"counters": func(context.Context) (any, error) { return rows(c.counters.snapshot(), c.ep.Counters()), nil },
-		"moves":    owner(func() any { return c.moveRows() }),
-		"sites":    owner(func() any { return sorted(c.inv.sites) }),
+		"migrations": owner(func() any {
+			out, places := []MigrationRow{}, c.places()
+			for _, m := range slices.Backward(c.migOrder) {
+				r, p := &m.r, &m.r.Progress
+				out = append(out, MigrationRow{r.ID, r.VM, r.From, r.To, r.Link, r.Phase, places[r.ID], p.Total, p.Remaining, p.Rate, r.Times.Asked, r.Times.Ended, r.Error})
+			}
+			return out
+		}),
+		"links": owner(func() any { return sorted(c.links) }),
+		"moves": owner(func() any { return c.moveRows() }),
+		"sites": owner(func() any { return sorted(c.inv.sites) }),
 		"hypervisors": owner(func() any {
 			out := []HypervisorRow{}
 			for _, h := range sorted(c.inv.hvs) {
