@@ -46,13 +46,26 @@ var errNoVM = errors.New("no such domain")
 
 // newFakeCloud has a hypervisor at each of two sites; VM web runs at nezu-hv1.
 func newFakeCloud(t *testing.T) *fakeCloud {
+	w := emptyCloud(t, nil, func(hv string) []string { return []string{"--driver", "qemu+tcp://" + hv + "/system"} })
+	w.add("nezu-hv1", "web", 10)
+	prints(t, "vm web added\n", "vm", "set", "web", "--hypervisor", "nezu-hv1", "--mac", "52:54:00:00:00:0a", "--eid", "198.51.100.10/32", "--owner", "alice")
+	w.eventually("web   running  alice", "vm", "list")
+	return w
+}
+
+// emptyCloud has a hypervisor at each of two sites, which the controller reaches by drivers (nil = those that are not
+// there); set says how.
+func emptyCloud(t *testing.T, drivers func(uri string) (controller.Driver, error), set func(hv string) []string) *fakeCloud {
 	w := &fakeCloud{t: t, guests: map[string]map[string]controller.Guest{}, watches: map[string][]chan controller.GuestEvent{},
 		records: map[string]map[string]controller.AgentRecord{}}
+	if drivers == nil {
+		drivers = w.open
+	}
 	store, err := boltstore.Open(filepath.Join(t.TempDir(), "c.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := controller.Config{Token: "s3cret", Drivers: w.open, Timing: controller.Timing{Poll: 10 * time.Millisecond, Finish: 100 * time.Millisecond,
+	cfg := controller.Config{Token: "s3cret", Drivers: drivers, Timing: controller.Timing{Poll: 10 * time.Millisecond, Finish: 100 * time.Millisecond,
 		List: 100 * time.Millisecond, ListSoon: time.Millisecond, Locate: 10 * time.Millisecond, Forget: 100 * time.Millisecond}}
 	c, err := controller.New(cfg, noEndpoint{}, store, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -80,12 +93,9 @@ func newFakeCloud(t *testing.T) *fakeCloud {
 		t.Cleanup(agent.Close)
 		site := strings.TrimSuffix(hv, "-hv1")
 		prints(t, "site "+site+" added\n", "site", "set", site, "--shared-storage", "nfs1=/srv/vms")
-		prints(t, "hypervisor "+hv+" added\n", "hv", "set", hv, "--site", site, "--rloc", fmt.Sprintf("192.0.2.%d", i+1),
-			"--xtr-id", strings.Repeat(fmt.Sprint(i+1), 32), "--agent", agent.URL, "--driver", "qemu+tcp://"+hv+"/system")
+		prints(t, "hypervisor "+hv+" added\n", append([]string{"hv", "set", hv, "--site", site, "--rloc", fmt.Sprintf("192.0.2.%d", i+1),
+			"--xtr-id", strings.Repeat(fmt.Sprint(i+1), 32), "--agent", agent.URL}, set(hv)...)...)
 	}
-	w.add("nezu-hv1", "web", 10)
-	prints(t, "vm web added\n", "vm", "set", "web", "--hypervisor", "nezu-hv1", "--mac", "52:54:00:00:00:0a", "--eid", "198.51.100.10/32", "--owner", "alice")
-	w.eventually("web   running  alice", "vm", "list")
 	return w
 }
 

@@ -31,6 +31,7 @@ type virshLab struct {
 	*hookLab
 	hv [2]*testnet.Libvirtd
 	ns [2]*testnet.Namespace
+	ip [2]netip.Addr
 	at string // URL of the controller, as the hypervisors reach it
 }
 
@@ -47,9 +48,8 @@ func newVirshLab(t *testing.T) *virshLab {
 	})
 	l.dir, l.config = dir, filepath.Join(dir, "hook.yaml")
 	var ends [2]testnet.End
-	var ip [2]netip.Addr
 	for i := range l.ns {
-		ip[i] = netip.AddrFrom4([4]byte{10, 9, 1, byte(i + 1)})
+		l.ip[i] = netip.AddrFrom4([4]byte{10, 9, 1, byte(i + 1)})
 		if l.ns[i], err = testnet.NewNamespace(fmt.Sprintf("tt%dhook%d", os.Getpid(), i+1)); err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +58,7 @@ func newVirshLab(t *testing.T) *virshLab {
 				t.Error(err)
 			}
 		})
-		ends[i] = testnet.End{NS: l.ns[i], Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(ip[i], 24)}}
+		ends[i] = testnet.End{NS: l.ns[i], Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(l.ip[i], 24)}}
 	}
 	if err := testnet.Connect(ends[0], ends[1]); err != nil {
 		t.Fatal(err)
@@ -79,15 +79,15 @@ func newVirshLab(t *testing.T) *virshLab {
 		t.Cleanup(s.Close)
 		return conn.Addr()
 	}
-	l.at = "http://" + serve(l.controller, "tcp", ip[0].String()+":0").String()
+	l.at = "http://" + serve(l.controller, "tcp", l.ip[0].String()+":0").String()
 	serve(l.agent, "unix", filepath.Join(dir, "xtr.sock"))
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	hosts := map[string]netip.Addr{"hv1": ip[0], "hv2": ip[1]}
+	hosts := map[string]netip.Addr{"hv1": l.ip[0], "hv2": l.ip[1]}
 	for i, name := range []string{"hv1", "hv2"} {
 		l.install(t, i)
-		if l.hv[i], err = testnet.StartLibvirtd(ctx, testnet.LibvirtConfig{NS: l.ns[i], Name: name, Dir: filepath.Join(dir, name), Listen: ip[i], Hosts: hosts}); err != nil {
+		if l.hv[i], err = testnet.StartLibvirtd(ctx, testnet.LibvirtConfig{NS: l.ns[i], Name: name, Dir: filepath.Join(dir, name), Listen: l.ip[i], Hosts: hosts}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
