@@ -145,6 +145,9 @@ func (r *DrainReport) WriteText(w io.Writer) error {
 	p.f("\nflows: %d packets sent, %d received, %d lost, %d doubled, %d reordered\n", r.Sent, r.Received, r.Lost, r.Duplicated, r.Reordered)
 	if len(r.Broken) > 0 {
 		p.flows(r.Broken[:min(len(r.Broken), listed)])
+		for _, f := range r.Broken[:min(len(r.Broken), listed)] {
+			p.f("%s: missing are numbers %v; %d could not be sent %s\n", f.Name, f.Missing, f.SendErrors, f.LastError)
+		}
 	}
 	p.f("places: %d readings of the tables of Map-Servers and D-ETRs, %d packets looked at on the wire\n", r.TableLooks, r.WireFrames)
 	p.few("misplaced", r.Misplaced)

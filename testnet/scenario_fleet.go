@@ -110,8 +110,8 @@ func (f *fleet) putInventory(ctx context.Context) error {
 	return nil
 }
 
-// run lets the VMs run at home. Each asks for its gateway until that answers, as guests do: what a VM says of itself in
-// its first second an agent with hundreds of new interfaces may not hear yet.
+// run lets the VMs run at home. Each speaks to the clients until they answer, as a guest's programs do: what a VM says of
+// itself in its first second an agent with hundreds of new interfaces may not hear yet.
 func (f *fleet) run(ctx context.Context) error {
 	home := f.c.hosts[f.home].ns
 	for _, v := range f.vms {
@@ -128,8 +128,9 @@ func (f *fleet) run(ctx context.Context) error {
 		}
 	}
 	return f.each(ctx, func(ctx context.Context, v *fleetVM) error {
-		_, err := Ping(ctx, v.host.ns, v.v4, vmGateway4)
-		return err
+		_, err4 := Ping(ctx, v.host.ns, v.v4, endpoints[hostClient4].v4)
+		_, err6 := Ping(ctx, v.host.ns, v.v6, endpoints[hostClient6].v6)
+		return errors.Join(err4, err6)
 	})
 }
 

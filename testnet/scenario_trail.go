@@ -123,10 +123,11 @@ type sentTo struct {
 
 // packet takes one packet, seen at the moment at.
 func (w *wireTrails) packet(d lispData, at time.Time) {
-	if w.which[d.innerFrom] {
+	gate := w.gates[d.from]
+	if gate == "" && w.which[d.innerFrom] { // what a D-ETR passes on says nothing of where it came from
 		see(w.speaks, d.innerFrom, d.from, at)
 	}
-	if gate := w.gates[d.from]; gate != "" && w.which[d.innerTo] {
+	if gate != "" && w.which[d.innerTo] {
 		see(w.sent, sentTo{gate, d.innerTo}, d.to, at)
 	}
 }

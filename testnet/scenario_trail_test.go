@@ -136,6 +136,7 @@ func TestWireTrailsJudge(t *testing.T) {
 		w.packet(out(1, hereA))
 		w.packet(in(2, gate4, hereA))
 		w.packet(lispData{hereA, thereB, far, vmX}, atMS(3)) // redirected: the old hypervisor is no D-ETR
+		w.packet(lispData{gate4, far, vmX, far}, atMS(3))    // passed on to another network
 		w.packet(in(4, gate6, thereB))
 		w.packet(in(5, gate4, hereA)) // it was on its way
 		w.packet(in(6, gate6, thereB))
@@ -148,7 +149,7 @@ func TestWireTrailsJudge(t *testing.T) {
 	}{
 		{"as it should be", func(*wireTrails) {}, nil},
 		{"speaks from the old place again", func(w *wireTrails) { w.packet(out(8, hereA)) }, []string{"packets of 198.51.100.30 came from"}},
-		{"speaks from a third place", func(w *wireTrails) { w.packet(out(8, gate4)) }, []string{"packets of 198.51.100.30 came from"}},
+		{"speaks from a third place", func(w *wireTrails) { w.packet(out(8, far)) }, []string{"packets of 198.51.100.30 came from"}},
 		{"sent to the old place much later", func(w *wireTrails) { w.packet(in(500, gate4, hereA)) }, []string{"detr1 sent packets for 198.51.100.30"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -1,0 +1,220 @@
+package testnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// afterFrame is within what a VM that was started again elsewhere must be reachable, from its first frame on.
+const afterFrame = time.Second
+
+// A hypervisor dies with its VM, which is started again elsewhere from shared storage. It is reachable within a second
+// of its first frame, from everywhere; and when the dead host comes back with what it remembers, nothing changes.
+func TestSourceDies(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		// reboot: its kernel forgets everything, and its link goes down; else its agent dies and its link swallows what it
+		// is given, and its kernel still believes that the VM is there when it comes back.
+		reboot bool
+		to     string
+	}{
+		{"cut off", false, "nara-hv1"},
+		{"rebooted", true, "hokuriku-hv1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := startCloud(t, Options{})
+			must(t, c.Flows.Close()) // the guest's programs die with it
+			home, web := c.Where(hostWeb), c.vms[hostWeb]
+			before := anchorVersions(t, c)
+
+			web.Pause()
+			must(t, c.Host(home).Kill("xtr"))
+			if test.reboot {
+				must(t, c.linkDown(home))
+			} else {
+				must(t, c.Partition(home))
+			}
+			must(t, web.Remove(c.Host(home).ns))
+			time.Sleep(time.Second)
+
+			restartElsewhere(t, c, test.to)
+			after := anchorVersions(t, c)
+			t.Logf("before: %s", before)
+			t.Logf("after: %s", after)
+
+			// The dead come back.
+			wire, err := watchWire(c, []netip.Addr{endpoints[hostWeb].v4, endpoints[hostWeb].v6})
+			must(t, err)
+			defer wire.stop()
+			freshFlows(t, c)
+			if test.reboot {
+				must(t, unmountBelow(c.Host(home).dir))
+				must(t, os.RemoveAll(filepath.Join(c.Host(home).dir, "bpf")))
+				must(t, c.linkUp(home))
+			} else {
+				must(t, c.Heal(home))
+			}
+			must(t, c.Host(home).Start(within(t, 30*time.Second), "xtr"))
+			for deadline := time.Now().Add(4 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+				if now := anchorVersions(t, c); now != after {
+					t.Fatalf("versions were %s and are %s: somebody claimed", after, now)
+				}
+				for _, anchor := range c.anchors() {
+					if _, wrong, err := c.anchorAt(t.Context(), anchor, []string{hostWeb}); err != nil || wrong != "" {
+						t.Fatalf("%s: %s %v", anchor, wrong, err)
+					}
+				}
+			}
+			wantNoLoss(t, finish(t, c))
+			frames, missed, err := wire.stop()
+			must(t, err)
+			if frames == 0 || missed > 0 {
+				t.Errorf("%d packets looked at on the wire, %d missed", frames, missed)
+			}
+			dead := []netip.Addr{mustNode(home).v4(), mustNode(home).v6()}
+			astray := func(tr *trail) bool {
+				return slices.ContainsFunc(tr.visited(), func(a netip.Addr) bool { return slices.Contains(dead, a) })
+			}
+			for eid, tr := range wire.trails.speaks {
+				if astray(tr) {
+					t.Errorf("packets of %s came from %s", eid, tr)
+				}
+			}
+			for k, tr := range wire.trails.sent {
+				if astray(tr) {
+					t.Errorf("%s sent packets for %s to %s", k.sender, k.eid, tr)
+				}
+			}
+			if len(wire.trails.speaks) != 2 || len(wire.trails.sent) == 0 {
+				t.Errorf("on the wire: %v, %v", wire.trails.speaks, wire.trails.sent)
+			}
+		})
+	}
+}
+
+// restartElsewhere boots the VM web on another hypervisor, which nobody has told of it, and checks how soon it is
+// reachable.
+func restartElsewhere(t *testing.T, c *Cloud, hv string) {
+	t.Helper()
+	web, at := c.vms[hostWeb], c.Host(hv)
+	must(t, flushNeighbours(c.Host(hostWeb).ns)) // it boots: it knows nobody
+	must(t, web.Open(at.ns))
+	first := watchFirstFrame(t, at.ns, web.Tap)
+
+	type answer struct {
+		from string
+		at   time.Time
+		err  error
+	}
+	answers := make(chan answer)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	asked := 0
+	for _, p := range paths {
+		for _, f := range families(p) {
+			asked++
+			go func() {
+				_, err := Ping(ctx, c.Host(p.from).ns, f[0], f[1])
+				answers <- answer{fmt.Sprintf("%s (%s)", p.from, f[0]), time.Now(), err}
+			}()
+		}
+	}
+	time.Sleep(300 * time.Millisecond) // they ask, and nobody answers: the old mapping leads nowhere
+	_, err := web.Resume(at.ns, false)
+	must(t, err)
+	c.setWhere(hostWeb, hv)
+	go func() { _, _ = Ping(ctx, c.Host(hostWeb).ns, endpoints[hostWeb].v4, vmGateway4) }() // as a guest's programs do
+	for range asked {
+		a := <-answers
+		if a.err != nil {
+			t.Fatalf("%s: %v", a.from, a.err)
+		}
+		spoke := time.Unix(0, first.Load())
+		took := a.at.Sub(spoke)
+		t.Logf("%s reaches the VM %.1f ms after its first frame", a.from, ms(took))
+		if first.Load() == 0 || took > afterFrame {
+			t.Errorf("%s reaches the VM %v after its first frame, at %v", a.from, took, spoke)
+		}
+		if took < 0 {
+			t.Errorf("%s had an answer %v before the VM said anything: the VM was not dead", a.from, -took)
+		}
+	}
+	must(t, c.waitAnchors(within(t, 10*time.Second), hostWeb))
+}
+
+// watchFirstFrame notes when the first frame comes from the VM behind an interface, in Unix nanoseconds.
+func watchFirstFrame(t *testing.T, n *Namespace, dev string) *atomic.Int64 {
+	t.Helper()
+	first := new(atomic.Int64)
+	s, err := openPacketSocket(n, dev)
+	must(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.receive(func(_ []byte, from *unix.SockaddrLinklayer, at int64) {
+			if from.Pkttype != unix.PACKET_OUTGOING {
+				first.CompareAndSwap(0, at)
+			}
+		})
+	}()
+	t.Cleanup(func() {
+		must(t, s.close())
+		<-done
+	})
+	return first
+}
+
+// flushNeighbours makes a namespace forget whom it knows on its links.
+func flushNeighbours(n *Namespace) error {
+	return n.Do(func() error {
+		all, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, nb := range all {
+			if nb.State&netlink.NUD_NOARP == 0 {
+				errs = append(errs, netlink.NeighDel(&nb))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// linkDown takes the link of a node down, as when its power goes. Addresses stay, so that linkUp can bring it back.
+func (c *Cloud) linkDown(name string) error {
+	inet := c.hosts[hostInet].ns
+	return errors.Join(
+		inet.Sysctl("net/ipv6/conf/"+name+"/keep_addr_on_down", "1"),
+		c.hosts[name].ns.Sysctl("net/ipv6/conf/eth0/keep_addr_on_down", "1"),
+		setLink(inet, name, netlink.LinkSetDown), setLink(c.hosts[name].ns, "eth0", netlink.LinkSetDown))
+}
+
+// linkUp brings a node's link back, with its routes.
+func (c *Cloud) linkUp(name string) error {
+	n, ns := mustNode(name), c.hosts[name].ns
+	err := errors.Join(setLink(c.hosts[hostInet].ns, name, netlink.LinkSetUp), setLink(ns, "eth0", netlink.LinkSetUp))
+	gw4, gw6 := gateway4(n.v4()), gateway6(n.v6())
+	return errors.Join(err, ns.AddRoute(anywhere(gw4), gw4, ""), ns.AddRoute(anywhere(gw6), gw6, ""))
+}
+
+func setLink(n *Namespace, dev string, do func(netlink.Link) error) error {
+	return n.Do(func() error {
+		l, err := netlink.LinkByName(dev)
+		if err != nil {
+			return fmt.Errorf("testnet: %s/%s: %w", n.name, dev, err)
+		}
+		return do(l)
+	})
+}
