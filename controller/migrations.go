@@ -385,7 +385,7 @@ func (c *Controller) doMigration(id string, a gAction) {
 			defer cancel(nil)
 			defer detach()
 			if err == nil {
-				err = d.Migrate(ctx, r.migration(), func(p Progress) { c.progressed(m, p) })
+				err = d.Migrate(ctx, r.migration(), func(p Progress) { c.progressed(id, m, p) })
 			}
 			if c.ctx.Err() != nil {
 				return // after the restart the hypervisors will be asked
@@ -436,13 +436,12 @@ func (r *MigrationRecord) migration() Migration {
 	}
 }
 
-// progressed hands the latest progress to the owner without waiting for it.
-func (c *Controller) progressed(m *migration, p Progress) {
+// progressed hands the latest progress to the owner, whose m.r is, without waiting for it.
+func (c *Controller) progressed(id string, m *migration, p Progress) {
 	m.last.Store(&p)
 	if m.posted.Swap(true) {
 		return
 	}
-	id := m.r.ID // never changes
 	select {
 	case c.inbox <- func(now time.Time) {
 		m.posted.Store(false)
