@@ -200,8 +200,8 @@ func (g *migrator) story() string {
 		fmt.Fprintf(&b, "%s\n", strings.TrimSpace(r.Detail))
 	}
 	for _, c := range r.Checks {
-		if c.Status != CheckOK {
-			fmt.Fprintf(&b, "preflight, %s (%s): %s\n", c.Name, c.Status, c.Text)
+		if c.Status == CheckFail { // what was only doubtful is among the notes
+			fmt.Fprintf(&b, "preflight, %s: %s\n", c.Name, c.Text)
 		}
 	}
 	for _, n := range r.Notes {
@@ -439,7 +439,7 @@ func (g *migrator) driver(ev gDriver) {
 	r := g.r
 	r.running = false
 	if ev.p != nil {
-		r.Progress = *ev.p
+		r.Progress = r.Progress.then(*ev.p)
 	}
 	if r.Phase != MigrationMigrating {
 		return

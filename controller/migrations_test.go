@@ -152,7 +152,7 @@ func TestMigrationFails(t *testing.T) {
 	}{
 		{"preflight: namesake", func(w *cloud, r *ctl, t *testing.T) {
 			w.hyp("hv2").guests["web"] = &Guest{Name: "web", UUID: "22222222-2222-4333-8444-555555555555", State: GuestOff}
-		}, "", "preflight: state: hv2 has another VM of the name web", "preflight, state (fail)", false},
+		}, "", "preflight: state: hv2 has another VM of the name web", "preflight, state: hv2 has another", false},
 		{"preflight: no such machine", func(w *cloud, r *ctl, t *testing.T) { w.hyp("hv2").node.Machines = []string{"pc"} },
 			"", "preflight: machine: hv2 has no machine type q35", "", false},
 		{"preflight: no room", func(w *cloud, r *ctl, t *testing.T) { w.hyp("hv2").node.MemoryFree = 1 << 29 },

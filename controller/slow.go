@@ -56,6 +56,18 @@ func size(n uint64) string {
 	return fmt.Sprintf("%.1f %ciB", f, "KMGT"[unit-1])
 }
 
+// then is p after n was told: at the end a hypervisor may have forgotten how much it was.
+func (p Progress) then(n Progress) Progress {
+	if n.Phase == "failed" && n.Sent == 0 {
+		p.Phase, p.Elapsed = n.Phase, max(p.Elapsed, n.Elapsed)
+		return p
+	}
+	if n.Phase == "done" && n.Sent == 0 {
+		n.Sent, n.DirtyRate = p.Sent, max(n.DirtyRate, p.DirtyRate)
+	}
+	return n
+}
+
 // progress takes what the driver tells.
 func (g *migrator) progress(p Progress) {
 	r := g.r
@@ -63,7 +75,7 @@ func (g *migrator) progress(p Progress) {
 		r.Slow.PostCopy = true
 		g.note("post-copy: it runs on the target, its memory follows (%s)", p.figures())
 	}
-	r.Progress = p
+	r.Progress = r.Progress.then(p)
 	if r.stopping || r.postCopied() {
 		return
 	}
