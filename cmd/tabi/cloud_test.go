@@ -88,7 +88,9 @@ func emptyCloud(t *testing.T, drivers func(uri string) (controller.Driver, error
 	t.Setenv("TABI_CONTROLLER", api.URL)
 	t.Setenv("TABI_TOKEN", "s3cret")
 	for i, hv := range []string{"nezu-hv1", "nara-hv1"} {
+		w.mu.Lock()
 		w.guests[hv], w.records[hv] = map[string]controller.Guest{}, map[string]controller.AgentRecord{}
+		w.mu.Unlock()
 		agent := httptest.NewServer(w.agent(hv))
 		t.Cleanup(agent.Close)
 		site := strings.TrimSuffix(hv, "-hv1")
@@ -196,7 +198,12 @@ func (d *fakeDriver) Node(context.Context) (controller.Node, error) {
 func (d *fakeDriver) Guests(context.Context) ([]controller.Guest, error) {
 	d.w.mu.Lock()
 	defer d.w.mu.Unlock()
-	return slices.Collect(maps.Values(d.w.guests[d.hv])), nil
+	var out []controller.Guest
+	for _, g := range d.w.guests[d.hv] {
+		g.Interfaces, g.Disks = slices.Clone(g.Interfaces), slices.Clone(g.Disks)
+		out = append(out, g)
+	}
+	return out, nil
 }
 
 func (d *fakeDriver) Watch(ctx context.Context, f func(controller.GuestEvent)) error {

@@ -117,11 +117,11 @@ func (f *follower) follow(m controller.MigrationStatus, raw json.RawMessage) err
 		err error
 	}
 	heard := make(chan news)
+	id, after := m.ID, m.Seq
 	go func() {
-		after := m.Seq
 		for {
 			n := news{}
-			n.m, n.raw, n.err = f.look(ctx, m.ID, after)
+			n.m, n.raw, n.err = f.look(ctx, id, after)
 			if n.err == nil {
 				after = n.m.Seq
 			}
@@ -181,7 +181,7 @@ func (f *follower) follow(m controller.MigrationStatus, raw json.RawMessage) err
 			}
 			f.say("cancelling; the VM goes on at " + m.From + ". Again to stop looking on")
 			go func() {
-				if _, err := f.api.do(ctx, "POST", migrationPath(m.ID, "/cancel"), nil, nil); err != nil && ctx.Err() == nil {
+				if _, err := f.api.do(ctx, "POST", migrationPath(id, "/cancel"), nil, nil); err != nil && ctx.Err() == nil {
 					select {
 					case heard <- news{err: fmt.Errorf("cancel: %w", err)}:
 					case <-ctx.Done():
