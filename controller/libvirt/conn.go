@@ -20,8 +20,13 @@ type conn struct {
 	wire *wire
 }
 
+// connectTime is how long a daemon may take to let somebody in.
+const connectTime = 30 * time.Second
+
 // connect opens a connection.
 func (u uri) connect(ctx context.Context) (*conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTime, fmt.Errorf("no answer within %v", connectTime))
+	defer cancel()
 	nc, err := u.dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,8 +30,18 @@ type lab struct {
 var theLab = sync.OnceValues(startLab)
 var built *lab // what is to be taken down
 
-// TestMain takes the lab down that tests share.
+// TestMain takes the lab down that tests share. It is also the program nc of a test.
 func TestMain(m *testing.M) {
+	if socket := os.Getenv("PLAY_NC"); socket != "" {
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		go func() { _, _ = io.Copy(c, os.Stdin) }()
+		_, _ = io.Copy(os.Stdout, c)
+		os.Exit(0)
+	}
 	code := m.Run()
 	if built != nil {
 		if err := built.close(); err != nil {
