@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -136,28 +136,48 @@ func TestDrain(t *testing.T) {
 
 // Ctrl-C calls off what has not begun; twice, and SIGTERM, stop looking on.
 func TestDrainInterrupted(t *testing.T) {
-	a := drained(t, 1, drainState(false, 2, 0, 2, 0, 0, ""), drainState(false, 2, 1, 0, 1, 0, webMoved+`,{"vm":"db","phase":"cancelled","error":"undrained"}`))
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
+	// send sends signals, each when the drain has been looked at once more.
+	send := func(a *drainAPI, signals ...syscall.Signal) <-chan struct{} {
+		done := make(chan struct{})
+		looks := func() int {
 			a.mu.Lock()
-			n := a.looks
-			a.mu.Unlock()
-			if n > 0 {
-				interrupt(t, syscall.SIGINT)
-				return
-			}
+			defer a.mu.Unlock()
+			return a.looks
 		}
-	}()
+		go func() {
+			defer close(done)
+			for _, s := range signals {
+				for before := looks(); looks() == before; {
+					time.Sleep(time.Millisecond)
+				}
+				interrupt(t, s)
+			}
+		}()
+		return done
+	}
+	states := []string{drainState(false, 2, 0, 2, 0, 0, ""), drainState(false, 2, 1, 0, 1, 0, webMoved+`,{"vm":"db","phase":"cancelled","error":"undrained"}`)}
+	a := drained(t, 1, states...)
+	sent := send(a, syscall.SIGINT)
 	out, err := ends(t, exitCancelled, "hv", "drain", "hv1")
-	<-done
+	<-sent
 	if !strings.Contains(out, "calling off what has not begun") || !strings.Contains(out, "undrained") || err.Error() != "hv1: called off; VMs may come again" {
 		t.Errorf("%v\n%s", err, out)
 	}
-	var exit *exitError
-	if !errors.As(err, &exit) {
-		t.Error(err)
+
+	a = drained(t, 1, states...)
+	sent = send(a, syscall.SIGTERM)
+	_, err = ends(t, exitDetached, "hv", "drain", "hv1")
+	<-sent
+	if !strings.HasPrefix(err.Error(), "stopped looking on; it goes on.") || len(a.asked) != 1 {
+		t.Errorf("%v %v", err, a.asked)
+	}
+
+	a = drained(t, 1, states[0], states[0]) // nothing comes of the undrain
+	sent = send(a, syscall.SIGINT, syscall.SIGINT)
+	_, err = ends(t, exitDetached, "hv", "drain", "hv1", "--json")
+	<-sent
+	if len(a.asked) != 2 {
+		t.Errorf("%v %v", err, a.asked)
 	}
 }
 

@@ -111,22 +111,24 @@ bytes a second); the last line has the phase "done", "failed" or "cancelled".
 			if dryRun {
 				return dryRunMigration(cmd, &api, req)
 			}
+			if !detach {
+				f, done := newFollower(cmd, &api, verbose)
+				defer done()
+				return f.begin(cmd.Context(), "POST", "/v1/migrations", req)
+			}
 			var raw json.RawMessage
 			if _, err := api.do(cmd.Context(), "POST", "/v1/migrations", req, &raw); err != nil {
 				return refusedError(err)
+			}
+			if api.json {
+				return printJSON(cmd.OutOrStdout(), raw)
 			}
 			var m controller.MigrationStatus
 			if err := json.Unmarshal(raw, &m); err != nil {
 				return err
 			}
-			if detach {
-				if api.json {
-					return printJSON(cmd.OutOrStdout(), raw)
-				}
-				_, err := fmt.Fprintf(cmd.OutOrStdout(), "migration %s of %s from %s to %s. To look on: tabi migration watch %s\n", m.ID, m.VM, m.From, firstOf(m.To, "where there is room"), m.ID)
-				return err
-			}
-			return newFollower(cmd, &api, verbose).follow(m, raw)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "migration %s of %s from %s to %s. To look on: tabi migration watch %s\n", m.ID, m.VM, m.From, firstOf(m.To, "where there is room"), m.ID)
+			return err
 		},
 	}
 	api.flags(c)
@@ -143,14 +145,6 @@ bytes a second); the last line has the phase "done", "failed" or "cancelled".
 	must(c.RegisterFlagCompletionFunc("to", completeNames(&api, "/v1/hypervisors", false)))
 	must(c.RegisterFlagCompletionFunc("site", completeNames(&api, "/v1/sites", false)))
 	return c
-}
-
-func newFollower(cmd *cobra.Command, api *controllerClient, verbose bool) *follower {
-	f := &follower{api: api, out: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), verbose: verbose}
-	if !api.json {
-		f.width = terminalWidth(f.out)
-	}
-	return f
 }
 
 // refusedError gives a controller's refusal its exit status: what is not there, or not allowed, was not begun.

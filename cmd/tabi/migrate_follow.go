@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/controller"
@@ -51,6 +52,8 @@ func (e *exitError) Unwrap() error {
 }
 
 const (
+	// askWithin bounds the request that begins a migration.
+	askWithin = 30 * time.Second
 	// lookEvery bounds one request that waits for news.
 	lookEvery = 10 * time.Second
 	// lineEvery is how often a line is printed where there is no terminal.
@@ -67,10 +70,38 @@ type follower struct {
 	width   int       // of the terminal that out is; 0 = it is none
 	verbose bool
 
+	signals chan os.Signal
+
 	drawn   bool // two lines of a bar are on the terminal
 	noted   int  // notes that were printed
 	last    time.Time
 	lastWas string
+}
+
+// newFollower is to be made before the migration is begun, so that an interrupt finds somebody who knows what to do
+// about it. close lets interrupts end the program again.
+func newFollower(cmd *cobra.Command, api *controllerClient, verbose bool) (f *follower, close func()) {
+	f = &follower{api: api, out: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), verbose: verbose, signals: make(chan os.Signal, 4)}
+	if !api.json {
+		f.width = terminalWidth(f.out)
+	}
+	signal.Notify(f.signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	return f, func() { signal.Stop(f.signals) }
+}
+
+// begin asks for a migration, or for one that is there, and looks on. An interrupt in the meantime is heard afterwards.
+func (f *follower) begin(ctx context.Context, method, path string, in any) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askWithin)
+	defer cancel()
+	var raw json.RawMessage
+	if _, err := f.api.do(ctx, method, path, in, &raw); err != nil {
+		return refusedError(err)
+	}
+	var m controller.MigrationStatus
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return err
+	}
+	return f.follow(m, raw)
 }
 
 // terminalWidth is how wide the terminal is that w writes to; 0 = it is none.
@@ -107,10 +138,6 @@ func (f *follower) look(ctx context.Context, id string, after uint64) (controlle
 func (f *follower) follow(m controller.MigrationStatus, raw json.RawMessage) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
-
 	type news struct {
 		m   controller.MigrationStatus
 		raw json.RawMessage
@@ -170,7 +197,7 @@ func (f *follower) follow(m controller.MigrationStatus, raw json.RawMessage) err
 			if f.width > 0 {
 				f.draw(m)
 			}
-		case s := <-signals:
+		case s := <-f.signals:
 			if s != os.Interrupt {
 				f.clear()
 				return f.detached(m, "stopped looking on")

@@ -184,15 +184,9 @@ func newMigrationWatchCommand(api *controllerClient) *cobra.Command {
 		Example:           "  tabi migration watch m1",
 		ValidArgsFunction: completeMigrations(api, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var raw json.RawMessage
-			if _, err := api.do(cmd.Context(), "GET", migrationPath(args[0], ""), nil, &raw); err != nil {
-				return err
-			}
-			var m controller.MigrationStatus
-			if err := json.Unmarshal(raw, &m); err != nil {
-				return err
-			}
-			return newFollower(cmd, api, verbose).follow(m, raw)
+			f, done := newFollower(cmd, api, verbose)
+			defer done()
+			return f.begin(cmd.Context(), "GET", migrationPath(args[0], ""), nil)
 		},
 	}
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "say in full why it failed")

@@ -27,6 +27,8 @@ var tables = map[string]string{
 	"subscribers":   "who is told of changes (Map-Server)",
 	"bgp":           "BGP sessions (Map-Server, D-ETR, router)",
 	"moves":         "handovers, running and past (xTR, controller)",
+	"migrations":    "live migrations that the controller drives, running and past (controller)",
+	"links":         "what migrations have taught of the lines between sites (controller)",
 	"counters":      "everything that is counted, drops by reason",
 	"sites":         "sites of the cloud (controller)",
 	"hypervisors":   "hypervisors of the cloud (controller)",
