@@ -32,14 +32,15 @@ type handover struct {
 	Prepared  bool           `json:"was_prepared"`
 	Hold      uint32         `json:"hold"` // hold queue; 0: none
 	Flushing  bool           `json:"flushing"`
-	To        []lisp.Locator `json:"to,omitempty"`  // where packets are redirected or given back to
-	Told      bool           `json:"told"`          // source: the mapping system says that the VM runs elsewhere
-	Heard     time.Time      `json:"heard"`         // when anybody last spoke of it
-	Moved     time.Time      `json:"moved"`         // source: when somebody was last seen to send here still
-	Copying   bool           `json:"copying"`       // source: copies are kept of what the VM was given
-	Copied    bool           `json:"copied"`        // source: those that it has not read are in the hold
-	Left      time.Time      `json:"left,omitzero"` // source: when the hypervisor said that it does not have the VM any more
-	Announced bool           `json:"was_announced"` // target: to be prepared without being told where the VM is
+	To        []lisp.Locator `json:"to,omitempty"`    // where packets are redirected or given back to
+	Told      bool           `json:"told"`            // source: the mapping system says that the VM runs elsewhere
+	Heard     time.Time      `json:"heard"`           // when anybody last spoke of it
+	Moved     time.Time      `json:"moved"`           // source: when somebody was last seen to send here still
+	Copying   bool           `json:"copying"`         // source: copies are kept of what the VM was given
+	Copied    bool           `json:"copied"`          // source: those that it has not read are in the hold
+	Left      time.Time      `json:"left,omitzero"`   // source: when the hypervisor said that it does not have the VM any more
+	Third     bool           `json:"third,omitempty"` // target: the VM went to neither of the two, where nobody has what it had not read
+	Announced bool           `json:"was_announced"`   // target: to be prepared without being told where the VM is
 
 	timing
 	gone      time.Time      // source: when the interface went
@@ -351,6 +352,7 @@ func (h *handover) elsewhere(m lisp.Mapping, to []lisp.Locator, now time.Time) [
 		if h.State == GivingBack {
 			return []op{opRoutes}
 		}
+		h.Third = to[0].RLOC != h.PeerRLOC
 		return h.giveBack(now, fmt.Sprintf("the VM runs at %v, mapping version %d", to[0].RLOC, m.Version))
 	case Armed, Paused, Redirecting:
 		if m.Version.Newer(h.Version) {
@@ -453,6 +455,9 @@ func (h *handover) giveBack(now time.Time, why string) []op {
 		return []op{opRoutes}
 	}
 	h.Flushing = true
+	if h.Third {
+		return []op{opRoutes, opFlush}
+	}
 	return []op{opRoutes, opGiveBack}
 }
 
@@ -613,6 +618,9 @@ func (h *handover) restored(now time.Time) []op {
 		return nil
 	case GivingBack:
 		h.Flushing = true
+		if h.Third {
+			return []op{opRoutes, opFlush}
+		}
 		return []op{opRoutes, opGiveBack}
 	}
 	return nil

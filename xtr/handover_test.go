@@ -234,7 +234,7 @@ func TestHandoverSteps(t *testing.T) {
 		}},
 		{"a target hears that the VM runs at a third host", incomingTarget, []step{
 			{10 * ms, elsewhereAt(4, 8, "100.64.3.2"), nil, Incoming}, // old news
-			{10 * ms, elsewhereAt(5, 8, "100.64.3.2"), []op{opRoutes, opGiveBack}, GivingBack},
+			{10 * ms, elsewhereAt(5, 8, "100.64.3.2"), []op{opRoutes, opFlush}, GivingBack},
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -114,15 +114,19 @@ func (m *monkey) do(id string) {
 		m.silent++
 		prepared, controller, abort = prepared || m.silent > 2, controller || m.silent > 2, abort && m.silent <= 2
 	}
+	// Without a prepare the source's hypervisor may say that it sends the VM away, as often as it likes.
+	// It says then, too, when the VM stops, and whoever has it when it runs.
+	migrating := !prepared && m.rng.IntN(3) > 0
+	tellsStop, tellsRun = tellsStop || migrating, tellsRun || migrating
 	blackout := time.Duration(m.rng.Int64N(int64(100 * time.Millisecond)))
-	if !prepared || abort && !tellsRun {
+	if !prepared && !migrating || abort && !tellsRun {
 		// Without a prepare, what is given to the old interface after the stop is lost. With nobody to say that
 		// the VM goes on at the source, it goes on with what it has left in its interface; the copies of that
 		// were replayed to the target, too.
 		m.mayLose, m.circle = true, true
 	}
-	m.steps = append(m.steps, fmt.Sprintf("%s: %s to %s, prepared %v, abort %v, tells of stop %v, of run %v, controller %v, blackout %v",
-		id, from.name, to.name, prepared, abort, tellsStop, tellsRun, controller, blackout))
+	m.steps = append(m.steps, fmt.Sprintf("%s: %s to %s, prepared %v, migrating %v, abort %v, tells of stop %v, of run %v, controller %v, blackout %v",
+		id, from.name, to.name, prepared, migrating, abort, tellsStop, tellsRun, controller, blackout))
 	if prepared {
 		m.prepare(id, m.vm, from, to, 0)
 	} else {
@@ -132,7 +136,12 @@ func (m *monkey) do(id string) {
 		to.plane.removeTap("tap-web")
 	}
 	to.plane.addTap("tap-web")
-	time.Sleep(5 * time.Millisecond)
+	for range m.rng.IntN(3) + 1 {
+		if migrating {
+			from.event("web", EventMigrating)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	m.vm.pause()
 	time.Sleep(time.Duration(m.rng.Int64N(int64(3 * time.Millisecond))))
 	if tellsStop {
