@@ -215,11 +215,13 @@ func (v *libvirtVM) Leave(*Host) error { return nil }
 // FirstPacket is not known.
 func (v *libvirtVM) FirstPacket() time.Time { return time.Time{} }
 
-// Flaws tells of pages that QEMU lost.
+// Flaws tells of a guest that broke down.
 func (v *libvirtVM) Flaws() (out []string) {
 	for name := range v.maker.daemons {
-		if b, err := os.ReadFile(v.console(name)); err == nil && strings.Contains(string(b), pageLoss) {
-			out = append(out, fmt.Sprintf("QEMU's software emulation lost a page of %s's memory at %s", v.Name, name))
+		if t, ok, err := GuestTroubleIn(v.console(name)); err != nil {
+			out = append(out, err.Error())
+		} else if ok {
+			out = append(out, fmt.Sprintf("%s at %s: %v", v.Name, name, t))
 		}
 	}
 	return out
@@ -233,6 +235,9 @@ func (v *libvirtVM) Migrate(ctx context.Context, t Transfer) (Switch, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the migration took a minute"))
 	defer cancel()
 	from, to := v.maker.daemons[t.From.Name], v.maker.daemons[t.To.Name]
+	if err := from.steady(v.Name); err != nil {
+		return Switch{}, err
+	}
 	m := &virshMove{v: v, t: t, from: from, to: to, events: v.maker.witness.hear(v.Name)}
 	defer m.events.close()
 	begun := time.Now()
