@@ -49,7 +49,7 @@ type Options struct {
 	// AllowPostCopy lets a live migration be switched to post-copy later, see [Client.StartPostCopy].
 	AllowPostCopy bool
 	// BeforeSwitch, if not nil, is called when the VM has stopped for the switch and nothing is decided. An error ends
-	// the migration, and the VM goes on at the source. The VM stands still as long as it takes. Not for PostCopy.
+	// the migration, and the VM goes on at the source. The VM stands still as long as it takes.
 	BeforeSwitch func() error
 	// Disks are copied while the guest writes to them.
 	Disks []Disk
@@ -161,6 +161,7 @@ type migration struct {
 	wasRunning bool // the VM, before
 	mirrors    []mirror
 	serving    bool // dst serves its disks
+	posted     bool // it was switched to post-copy
 
 	mu             sync.Mutex
 	source, target side
@@ -248,11 +249,6 @@ func (m *migration) run(ctx context.Context) error {
 			return m.stay(err)
 		}
 	}
-	// Told to stop while it waits, QEMU does not let the VM run by itself when it is complete. It must not: the source
-	// may still be given up then, and would run the VM, too.
-	if err := m.dst.Execute(ctx, "stop", nil, nil); err != nil {
-		return m.stay(err)
-	}
 	uri := func(s string) any { return map[string]string{"uri": s} }
 	if err := m.dst.Execute(ctx, "migrate-incoming", uri(m.o.Listen), nil); err != nil {
 		return m.stay(err)
@@ -281,7 +277,7 @@ func (m *migration) configure(ctx context.Context) error {
 		{"auto-converge", m.o.AutoConverge},
 		{"multifd", multifd},
 		{"postcopy-ram", m.o.Mode == PostCopy || m.o.AllowPostCopy},
-		{"pause-before-switchover", len(m.o.Disks) > 0 || m.o.BeforeSwitch != nil},
+		{"pause-before-switchover", true}, // see follow
 	}
 	params := map[string]any{"multifd-compression": "none"}
 	if multifd {
@@ -314,9 +310,13 @@ func (m *migration) configure(ctx context.Context) error {
 
 // follow waits for the end of a migration whose stream flows. Whatever we want, what the source says in the end is
 // what has happened.
+//
+// The source stops before the switch and waits for our word: until then it can be cancelled, and after that it is not.
+// For the target lets the VM run a moment before the source knows of it; a source that was cancelled then would run it,
+// too.
 func (m *migration) follow(ctx context.Context) error {
-	var giveUp error // why the migration is to end
-	var cancelled, post, switched bool
+	var giveUp error              // why the migration is to end
+	var cancelled, committed bool // it was told to end; it has to go on
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	done := ctx.Done()
@@ -347,28 +347,21 @@ func (m *migration) follow(ctx context.Context) error {
 			if giveUp != nil {
 				return m.stay(fmt.Errorf("qmp: migrate: not begun: %w", giveUp))
 			}
-		case "postcopy-active":
-			// Somebody else may have switched to it: then it is not known to the target that the VM is to run.
-			if !post && m.wasRunning {
-				post = true
-				if err := m.letRun(); err != nil {
-					return &UnclearError{err}
-				}
-			}
 		case "pre-switchover":
-			if !switched && giveUp == nil {
-				switched = true
-				giveUp = m.beforeSwitch()
+			if giveUp == nil && !committed {
+				if giveUp = m.beforeSwitch(); giveUp == nil {
+					committed = true
+					giveUp = m.goOn()
+				}
 			}
 		case "active":
-			if m.o.Mode == PostCopy && !post && giveUp == nil {
-				if giveUp = m.startPostCopy(); giveUp == nil {
-					post = true
-				}
+			if m.o.Mode == PostCopy && !m.posted && giveUp == nil {
+				m.posted = true
+				giveUp = m.startPostCopy()
 			}
 		}
-		// From post-copy there is no way back: QEMU would give up a VM that has left.
-		if giveUp != nil && !cancelled && !post && !strings.HasPrefix(info.Status, "postcopy") {
+		// From post-copy there is no way back either: QEMU would give up a VM that has left.
+		if giveUp != nil && !cancelled && !committed && !strings.HasPrefix(info.Status, "postcopy") {
 			cancelled = true
 			if err := m.cancel(); err != nil && m.src.Err() == nil {
 				return &UnclearError{errors.Join(giveUp, err)}
@@ -377,14 +370,7 @@ func (m *migration) follow(ctx context.Context) error {
 	}
 }
 
-// letRun has the target run the VM as soon as it can.
-func (m *migration) letRun() error {
-	ctx, cancel := undoing()
-	defer cancel()
-	return m.dst.Execute(ctx, "cont", nil, nil)
-}
-
-// beforeSwitch does what is to be done while the VM runs nowhere, and has QEMU go on.
+// beforeSwitch does what is to be done while the VM runs nowhere.
 func (m *migration) beforeSwitch() error {
 	if m.o.BeforeSwitch != nil {
 		if err := m.o.BeforeSwitch(); err != nil {
@@ -394,21 +380,18 @@ func (m *migration) beforeSwitch() error {
 	return m.switchDisks()
 }
 
+// goOn has the source make the switch.
+func (m *migration) goOn() error {
+	ctx, cancel := undoing()
+	defer cancel()
+	return m.src.Execute(ctx, "migrate-continue", map[string]any{"state": "pre-switchover"}, nil)
+}
+
 // startPostCopy is not for the caller's context: halfway it could not be told whether it was done.
 func (m *migration) startPostCopy() error {
 	ctx, cancel := undoing()
 	defer cancel()
-	if !m.wasRunning {
-		return m.src.StartPostCopy(ctx)
-	}
-	// It is to run while its memory is still here.
-	if err := m.dst.Execute(ctx, "cont", nil, nil); err != nil {
-		return err
-	}
-	if err := m.src.StartPostCopy(ctx); err != nil {
-		return errors.Join(err, m.dst.Execute(ctx, "stop", nil, nil))
-	}
-	return nil
+	return m.src.StartPostCopy(ctx)
 }
 
 // cancel asks the source to give up.

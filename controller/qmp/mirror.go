@@ -139,8 +139,8 @@ func (m *migration) measureDisks(ctx context.Context) {
 	m.progress(p)
 }
 
-// switchDisks ends the copies of a VM that has stopped for the switch: from now on the target's disks are the disks.
-// Then it has QEMU go on.
+// switchDisks ends the copies of a VM that has stopped for the switch: from now on the target's disks are the disks. They
+// are served no more when the target's devices take them.
 func (m *migration) switchDisks() error {
 	ctx, cancel := undoing()
 	defer cancel()
@@ -154,8 +154,12 @@ func (m *migration) switchDisks() error {
 	}
 	for i := range m.mirrors {
 		m.mirrors[i].job = ""
+		if err := m.src.Execute(ctx, "blockdev-del", map[string]any{"node-name": m.mirrors[i].node}, nil); err != nil {
+			return err
+		}
+		m.mirrors[i].node = ""
 	}
-	return m.src.Execute(ctx, "migrate-continue", map[string]any{"state": "pre-switchover"}, nil)
+	return m.stopServing(ctx)
 }
 
 // stopServing ends the target's service of its disks.
@@ -184,6 +188,9 @@ func (m *migration) unmirror() {
 		time.Sleep(5 * time.Millisecond)
 	}
 	for _, d := range m.mirrors {
+		if d.node == "" {
+			continue
+		}
 		_ = m.src.Execute(ctx, "blockdev-del", map[string]any{"node-name": d.node}, nil)
 	}
 	_ = m.stopServing(ctx)
