@@ -47,23 +47,6 @@ func (f *Flows) AddUDP(u UDPFlow) {
 	f.flows = append(f.flows, p)
 }
 
-// pace calls send for each packet at its time until ctx ends.
-func (l *lane) pace(ctx context.Context, send func(stream.Stamp) error) {
-	due := stream.NewPacer(l.rate, time.Now())
-	for ctx.Err() == nil {
-		for range due.Due(time.Now()) {
-			seq := l.sent.Add(1) - 1
-			if err := send(stream.Stamp{Stream: l.id, Seq: seq, SentNS: time.Now().UnixNano()}); err != nil {
-				l.errs.Add(1)
-				text := err.Error()
-				l.lastErr.Store(&text)
-			}
-		}
-		// Not a timer per packet: a scheduler tick is about a millisecond, and what is due goes out together.
-		time.Sleep(max(time.Until(due.Next()), 500*time.Microsecond))
-	}
-}
-
 // udpPair is a UDPFlow that runs.
 type udpPair struct {
 	conf UDPFlow
