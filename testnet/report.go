@@ -189,6 +189,9 @@ func (r *Report) judge() {
 		if f.LastError != "" {
 			r.Problems = append(r.Problems, f.Name+": "+f.LastError)
 		}
+		if f.Incomplete != "" {
+			r.Problems = append(r.Problems, f.Name+": the counts are not the last word: "+f.Incomplete)
+		}
 	}
 	if r.Machine.VMMLost > 0 {
 		r.Problems = append(r.Problems, fmt.Sprintf("the tester's own VMM lost %d frames: this run proves nothing", r.Machine.VMMLost))
@@ -291,6 +294,9 @@ func (p *printer) flows(flows []FlowReport) {
 			if !*f.Intact {
 				note = " bytes, CONTENT BROKEN"
 			}
+		}
+		if f.Detoured > 0 {
+			note += fmt.Sprintf(" %d of the reordered went over the VM's old host", f.Detoured)
 		}
 		_, e := fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%.1f\t%.1f\t%s\n", f.Name, f.Sent, f.Received, f.Lost, f.Duplicated, f.Reordered, f.MaxGapMS, f.GapMaxMS, note)
 		err = errors.Join(err, e)

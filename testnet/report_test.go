@@ -39,6 +39,7 @@ func TestVerdict(t *testing.T) {
 		{"content", func(r *Report) { r.Flows[1].Intact = &broken }, false, "1 transfers broken"},
 		{"bytes", func(r *Report) { r.Flows[1].Lost = 10 }, false, "1 transfers broken"},
 		{"tester", func(r *Report) { r.Flows[0].TesterDrops = 5 }, false, "1 problems"},
+		{"incomplete", func(r *Report) { r.Flows[0].Incomplete = "the guest is gone" }, false, "1 problems"},
 		{"vmm", func(r *Report) { r.Machine.VMMLost = 1 }, false, "1 problems"},
 		{"move", func(r *Report) { r.Moves[0].Problems = []string{"no D-ETR"} }, false, "1 problems"},
 		{"late is not lost", func(r *Report) { r.Moves[0].RunToPushMS = 400 }, true, "PASS"},
@@ -88,7 +89,7 @@ func TestReportJSON(t *testing.T) {
 
 func TestReportText(t *testing.T) {
 	r := goodReport()
-	r.Flows[0].Lost, r.Flows[0].Received = 1, 999
+	r.Flows[0].Lost, r.Flows[0].Received, r.Flows[0].Detoured = 1, 999, 1
 	r.Moves[1].Problems = []string{"stop event: no agent"}
 	r.judge()
 	var b strings.Builder
@@ -104,7 +105,7 @@ move-2  web  hokuriku -> nara  version 3  blackout 200.1 ms
   dropped: map[hold-full:3]
 
                  flow  sent  received  lost  double  reordered  gap, median ms  gap, max ms
-  udp6-internet-to-vm  1000       999     1       0          2           201.5        203.0
+  udp6-internet-to-vm  1000       999     1       0          2           201.5        203.0 1 of the reordered went over the VM's old host
   tcp6-internet-to-vm  5000      5000     0       0          0             0.0          0.0 bytes, content intact
 
 medians of 2 moves: blackout 200.2 ms, prepare 4.0 ms, run to claim 1.5 ms, run to the D-ETRs' kernels 3.0 ms
