@@ -24,6 +24,7 @@ import (
 
 type demoOptions struct {
 	scenario testnet.Scenario
+	vm       string
 	other    scenarioOptions
 	rate     int
 	bitRate  int
@@ -43,17 +44,20 @@ Internet router with an IPv6 and an IPv4 client, another LISP network with its o
 Nezu -> Hokuriku -> Nara -> Nezu while clients talk to it, and the report says what they saw.
 
 Everything is in network namespaces of its own and is taken away afterwards, also after Ctrl-C and kill -9.
-It needs root, and nothing installed.`,
+It needs root, and nothing installed; with --vm qemu or --vm libvirt, what "tabi demo setup" installs.`,
 		Example: `  sudo tabi demo
   sudo tabi demo --moves 30 --json
   sudo tabi demo --keep --pcap /tmp/pcap
-  sudo tabi demo --scenario drain --vms 200`,
+  sudo tabi demo --vm qemu
+  sudo tabi demo --scenario drain --vms 200
+  sudo tabi demo --scenario satellite`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return demo(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), o)
 		},
 	}
 	f := c.Flags()
+	f.StringVar(&o.vm, "vm", testnet.VMNamespace, "what moves: namespace (looks like a VM, is there at once), or a real guest: qemu (migrated by its monitor), libvirt (by virsh)")
 	f.IntVar(&o.scenario.Moves, "moves", 3, "how often the VM moves")
 	f.DurationVar(&o.scenario.Blackout, "blackout", 200*time.Millisecond, "how long the VM runs nowhere in each move")
 	f.DurationVar(&o.scenario.Interval, "interval", 2*time.Second, "time between moves")
@@ -86,7 +90,8 @@ func demo(ctx context.Context, out, progress io.Writer, o demoOptions) (err erro
 	p := newProgress(progress)
 	defer p.close()
 	c, err := testnet.Start(ctx, testnet.Options{Binary: exe, Pcap: o.pcap, Rate: o.rate, BitRate: o.bitRate,
-		Seed: o.scenario.Seed, LogLevel: o.logLevel, Janitor: []string{exe, "demo", "janitor"}, Progress: p.step, KeepFailed: o.keep})
+		Seed: o.scenario.Seed, LogLevel: o.logLevel, Janitor: []string{exe, "demo", "janitor"}, Progress: p.step, KeepFailed: o.keep,
+		VM: o.vm})
 	if c != nil {
 		defer func() {
 			p.step("taking everything down")
