@@ -160,6 +160,9 @@ func newCloud(t *testing.T) *cloud {
 	w.cfg.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.9")}
 	w.cfg.Name = "ctl"
 	w.cfg.Drivers = w.drivers
+	for _, hv := range []string{"hv1", "hv2", "hv3", "hv4", "hv9"} {
+		w.hyp(hv)
+	}
 	return w
 }
 
