@@ -122,11 +122,13 @@
 //	curl "$C/v1/migrations?vm=web&phase=done&drain=nezu-hv1&limit=10"
 //
 //	queued -> preflight -> preparing -> migrating -> finishing -> done
-//	   |          |            |         |    ^ \         ^
-//	   |          |            v         v    |  v        |
-//	   |          |         undoing <----+---locating ----+
-//	   v          v            v
-//	 cancelled or failed <-----+
+//	   |          |            |         |      |       ^
+//	   |          |            |         |      v       |   (nobody said how it went: the hypervisors are asked)
+//	   |          |            |         |   locating --+
+//	   |          |            v         v      |
+//	   |          |           undoing <---------+
+//	   v          v            |
+//	cancelled or failed <------+
 //
 // One migration at a time uses a link: the pair of sites, or, within a site, the pair of hypervisors ([Config.PerLink]).
 // It ends done when the VM runs at the target, and failed or cancelled when it has stayed; then "error" is one line and

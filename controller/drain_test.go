@@ -205,3 +205,47 @@ func TestDrainPartly(t *testing.T) {
 		}
 	})
 }
+
+// Two hundred VMs: every one is moved once, never more at a time than the links admit, and the others share them evenly.
+func TestDrainMany(t *testing.T) {
+	const many = 200
+	bubble(t, func(t *testing.T, w *cloud, r *ctl) {
+		w.equip(t, r)
+		for i := range many {
+			name := fmt.Sprintf("m%03d", i)
+			w.with(func() {
+				w.hyp("hv1").guests[name] = &Guest{Name: name, State: GuestRunning, Memory: 64 << 20, VCPUs: 1, Machine: "q35",
+					UUID: fmt.Sprintf("66666%03d-2222-4333-8444-555555555555", i)}
+			})
+			r.must(t, http.StatusCreated, "PUT", "/v1/vms/"+name, fmt.Sprintf(`{"hypervisor":"hv1","eids":["198.51.100.%d"]}`, i+40))
+		}
+		time.Sleep(2 * time.Minute)
+		w.store.mu.Lock()
+		saves := w.store.saves
+		w.store.mu.Unlock()
+		d := decode[DrainStatus](t, r.must(t, http.StatusAccepted, "POST", "/v1/hypervisors/hv1/drain", ``))
+		most := 0
+		for d.UnderWay > 0 {
+			time.Sleep(2 * time.Second)
+			under := 0
+			for _, m := range d.Moves {
+				if m.Phase != MigrationQueued && m.Migration != "" && !m.Phase.Ended() {
+					under++
+				}
+			}
+			most = max(most, under)
+			d = decode[DrainStatus](t, r.must(t, http.StatusOK, "GET", "/v1/hypervisors/hv1/drain", ""))
+		}
+		if d.Done != many+1 || !d.Complete || most > 2 {
+			t.Errorf("done %d of %d, failed %d, at most %d at a time", d.Done, d.Total, d.Failed, most)
+		}
+		w.with(func() {
+			if a, b := len(w.hyp("hv2").guests), len(w.hyp("hv3").guests); a+b != many+1 || a-b > 20 || b-a > 20 {
+				t.Errorf("%d and %d", a, b)
+			}
+		})
+		w.store.mu.Lock()
+		t.Logf("%d transactions of the store for %d migrations", w.store.saves-saves, many+1)
+		w.store.mu.Unlock()
+	})
+}
