@@ -72,24 +72,28 @@ type HandoverRow struct {
 	Duplicated uint64 `json:"duplicated"`
 	Reordered  uint64 `json:"reordered"`
 	Broken     int    `json:"tcp_broken"` // moves in which the content of a TCP transfer did not arrive as it was sent
-	// Control is what was seen without a move.
-	Control testnet.TrialResult `json:"control"`
+	// Control is what was seen without a move, Trials each move, in their order.
+	Control testnet.TrialResult   `json:"control"`
+	Trials  []testnet.TrialResult `json:"trials"`
 
 	aside int
 }
 
 // Spread is a figure of several moves.
 type Spread struct {
-	Median float64   `json:"median"`
-	P95    float64   `json:"p95"`
-	Max    float64   `json:"max"`
-	Moves  []float64 `json:"moves"` // in their order
+	Median float64 `json:"median"`
+	P95    float64 `json:"p95"`
+	Max    float64 `json:"max"`
 }
 
-func (s *Spread) add(v float64) {
-	s.Moves = append(s.Moves, v)
-	sorted := slices.Sorted(slices.Values(s.Moves))
-	s.Median, s.P95, s.Max = quantile(sorted, 0.5), quantile(sorted, 0.95), sorted[len(sorted)-1]
+// spread is that of one figure of the moves, of which there are some.
+func spread(moves []testnet.TrialResult, figure func(testnet.TrialResult) float64) Spread {
+	var v []float64
+	for _, m := range moves {
+		v = append(v, figure(m))
+	}
+	slices.Sort(v)
+	return Spread{quantile(v, 0.5), quantile(v, 0.95), v[len(v)-1]}
 }
 
 // SetAside is a trial that does not count, because the tester or the VMM was at fault. It was made again.
@@ -130,10 +134,11 @@ func (r *HandoverRow) add(t testnet.TrialResult, still bool) {
 		r.Control = t
 		return
 	}
-	r.Lost.add(float64(t.Lost()))
-	r.Gap.add(t.GapMS)
-	r.Stall.add(t.StallMS)
-	r.Blackout.add(t.BlackoutMS)
+	r.Trials = append(r.Trials, t)
+	r.Lost = spread(r.Trials, func(t testnet.TrialResult) float64 { return float64(t.Lost()) })
+	r.Gap = spread(r.Trials, func(t testnet.TrialResult) float64 { return t.GapMS })
+	r.Stall = spread(r.Trials, func(t testnet.TrialResult) float64 { return t.StallMS })
+	r.Blackout = spread(r.Trials, func(t testnet.TrialResult) float64 { return t.BlackoutMS })
 	r.Sent += t.Sent
 	r.Duplicated += t.Duplicated
 	r.Reordered += t.Reordered
@@ -166,19 +171,21 @@ func (h *Handover) judge() {
 // lossless: ours loses nothing, doubles nothing and breaks nothing.
 func (s *HandoverSetting) lossless() Claim {
 	ours := s.row(testnet.WayTabi)
-	c := Claim{Text: fmt.Sprintf("%s: %s loses no packet in %d moves", s.Name(), testnet.WayTabi, len(ours.Lost.Moves))}
-	var lost, moves float64
-	for _, n := range ours.Lost.Moves {
-		lost += n
-		if n > 0 {
+	c := Claim{Text: fmt.Sprintf("%s: %s loses no packet in %d moves", s.Name(), testnet.WayTabi, len(ours.Trials))}
+	var lostTo, lostFrom uint64
+	moves := 0
+	for _, t := range ours.Trials {
+		lostTo += t.LostTo
+		lostFrom += t.LostFrom
+		if t.Lost() > 0 {
 			moves++
 		}
 	}
 	switch {
-	case len(ours.Lost.Moves) == 0:
+	case len(ours.Trials) == 0:
 		c.But = "it did not move"
-	case lost > 0:
-		c.But = fmt.Sprintf("it lost %.0f of %d, in %.0f moves", lost, ours.Sent, moves)
+	case moves > 0:
+		c.But = fmt.Sprintf("of %d it lost %d to the VM and %d from it, in %d moves", ours.Sent, lostTo, lostFrom, moves)
 	case ours.Duplicated > 0:
 		c.But = fmt.Sprintf("%d packets came twice", ours.Duplicated)
 	case ours.Broken > 0:
