@@ -370,7 +370,7 @@ func TestOfflineMoveWithoutHook(t *testing.T) {
 			b.plane.addTap("tap-web")
 			vm.resume(b)
 			b.list(vm.guest(b))
-			at := f.sent
+			at := int(f.upTo.Load())
 			time.Sleep(5 * time.Millisecond)
 			l.expectAt(vm.eids[0], b, 0)
 			time.Sleep(100 * time.Millisecond)
@@ -784,7 +784,7 @@ func TestSourceHostDies(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				b.plane.addTap("tap-web")
 				vm.resume(b)
-				at := f.sent
+				at := int(f.upTo.Load())
 				if word == "hypervisor" {
 					b.list(vm.guest(b))
 				} else {
@@ -831,20 +831,22 @@ func TestNeighboursOfTheTargetGoOn(t *testing.T) {
 		vm := l.newVM("web", 10)
 		vm.boot(a)
 		l.prepare("m1", vm, a, b, 1)
-		sent, stop, done := 0, make(chan struct{}), make(chan struct{})
+		f := &flow{eid: vm.eids[0]}
+		stop, done := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(done)
-			for ; ; sent++ {
+			for ; ; f.sent++ {
+				f.upTo.Store(int64(f.sent))
 				select {
 				case <-stop:
 					return
 				case <-time.After(time.Millisecond):
 				}
-				b.plane.send(packet{eid: vm.eids[0], seq: sent})
+				b.plane.send(packet{eid: vm.eids[0], seq: f.sent})
 			}
 		}()
 		time.Sleep(2 * time.Minute)
-		if n := len(vm.has(vm.eids[0])); n < sent-3 {
+		if sent, n := int(f.upTo.Load()), len(vm.has(vm.eids[0])); n < sent-3 {
 			t.Errorf("of %d packets the VM has got %d while it still runs at the source", sent, n)
 		}
 		l.migrate(vm, a, b, 50*time.Millisecond)
@@ -852,7 +854,7 @@ func TestNeighboursOfTheTargetGoOn(t *testing.T) {
 		close(stop)
 		<-done
 		time.Sleep(100 * time.Millisecond)
-		(&flow{eid: vm.eids[0], sent: sent}).check(vm, false)
+		f.check(vm, false)
 		l.expectAt(vm.eids[0], b, 2)
 	})
 }

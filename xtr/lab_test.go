@@ -163,6 +163,7 @@ var anchorRLOC = netip.MustParseAddr("100.64.5.2")
 type flow struct {
 	eid  lisp.EID
 	sent int
+	upTo atomic.Int64 // sent, for who looks while it goes on
 	stop chan struct{}
 	done chan struct{}
 }
@@ -181,6 +182,7 @@ func (l *lab) flow(e lisp.EID) *flow {
 			if to, _ := l.anchor.at(e); to.IsValid() {
 				l.carry(anchorRLOC, to, packet{eid: e, seq: f.sent})
 				f.sent++
+				f.upTo.Store(int64(f.sent))
 			}
 		}
 	}()
@@ -459,9 +461,11 @@ func (vm *labVM) frame(kind string, a netip.Addr) {
 	if err != nil {
 		vm.l.t.Fatal(err)
 	}
+	vm.mu.Lock()
 	h := vm.host
-	if h.plane.engine() == nil {
-		return
+	vm.mu.Unlock()
+	if h == nil || h.plane.engine() == nil {
+		return // it has stopped this moment, or nobody is there to see it
 	}
 	h.plane.engine().Sighting(Sighting{If: h.plane.tapIndex("tap-" + vm.name), MAC: mac, Addr: a, Kind: kind, At: time.Now()})
 }
