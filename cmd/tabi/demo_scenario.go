@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,14 +20,27 @@ type scenarioOptions struct {
 	name     string
 	vms      int
 	parallel int
+	link     uint64
 }
 
-// scenarios are what can be named, with what they play.
-var scenarios = map[string]func(context.Context, *testnet.Cloud, scenarioOptions, time.Duration) (scenarioReport, error){
-	"drain": func(ctx context.Context, c *testnet.Cloud, o scenarioOptions, blackout time.Duration) (scenarioReport, error) {
-		return c.Drain(ctx, testnet.DrainOptions{VMs: o.vms, Parallel: o.parallel, Blackout: blackout})
-	},
+// scenario is one that can be named.
+type scenario struct {
+	kind  string // of the cloud's VMs, "" = the demo's own
+	about string
+	play  func(context.Context, *testnet.Cloud, scenarioOptions, time.Duration) (scenarioReport, error)
 }
+
+var scenarios = map[string]scenario{
+	"drain": {"", "a hypervisor with many VMs is emptied", func(ctx context.Context, c *testnet.Cloud, o scenarioOptions, blackout time.Duration) (scenarioReport, error) {
+		return c.Drain(ctx, testnet.DrainOptions{VMs: o.vms, Parallel: o.parallel, Blackout: blackout})
+	}},
+	"satellite": {testnet.VMCamp, "the camp of 2011: four real guests with local disks move over a slow link", func(ctx context.Context, c *testnet.Cloud, o scenarioOptions, _ time.Duration) (scenarioReport, error) {
+		return c.Satellite(ctx, testnet.SatelliteOptions{BitRate: o.link})
+	}},
+}
+
+// scenarioNames are the names in order.
+func scenarioNames() []string { return slices.Sorted(maps.Keys(scenarios)) }
 
 // scenarioReport is what comes of a scenario.
 type scenarioReport interface {
@@ -35,15 +51,23 @@ type scenarioReport interface {
 // flags adds the flags of scenarios to the demo's.
 func (o *scenarioOptions) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.name, "scenario", "", "play this instead of the tour: drain (a hypervisor with many VMs is emptied)")
+	var about []string
+	for _, name := range scenarioNames() {
+		about = append(about, fmt.Sprintf("%s (%s)", name, scenarios[name].about))
+	}
+	f.StringVar(&o.name, "scenario", "", "play this instead of the tour: "+strings.Join(about, ", "))
 	f.IntVar(&o.vms, "vms", 200, "with --scenario drain: VMs on the hypervisor")
 	f.IntVar(&o.parallel, "parallel", 8, "with --scenario drain: moves at the same time")
+	f.Uint64Var(&o.link, "link", 20e6, "with --scenario satellite: bits a second of the camp's link, in each direction")
 }
 
 // check says what is wrong with the flags.
 func (o *scenarioOptions) check() error {
-	if o.name != "" && scenarios[o.name] == nil {
-		return fmt.Errorf("demo: no scenario %q: there is drain", o.name)
+	if _, ok := scenarios[o.name]; o.name != "" && !ok {
+		return fmt.Errorf("demo: no scenario %q: there are %s", o.name, strings.Join(scenarioNames(), " and "))
+	}
+	if o.link < minLink {
+		return fmt.Errorf("demo: --link wants at least %d", uint64(minLink))
 	}
 	if o.vms < 1 || o.vms > testnet.FleetMax || o.parallel < 1 {
 		return fmt.Errorf("demo: --vms wants 1 to %d, --parallel at least 1", testnet.FleetMax)
@@ -51,9 +75,19 @@ func (o *scenarioOptions) check() error {
 	return nil
 }
 
+// minLink is the least --link: the memory of one guest takes minutes there.
+const minLink = 1e6
+
+// apply makes the cloud one that the scenario can be played in.
+func (o *scenarioOptions) apply(c *testnet.Options) {
+	if kind := scenarios[o.name].kind; kind != "" {
+		c.VM = kind
+	}
+}
+
 // play plays the named scenario and prints its report.
 func (o *scenarioOptions) play(ctx context.Context, c *testnet.Cloud, out io.Writer, p *progressLine, blackout time.Duration, asJSON bool) error {
-	r, err := scenarios[o.name](ctx, c, *o, blackout)
+	r, err := scenarios[o.name].play(ctx, c, *o, blackout)
 	if err != nil {
 		return err
 	}
