@@ -237,6 +237,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	now := time.Now()
 	for _, e := range c.openMoves() {
 		c.log.Info("going on with a move", "move", e.m.ID, "vm", e.m.VM, "state", string(e.m.State))
+		if g := c.migrating(e.m.VM); g == nil || g.Move != e.m.ID {
+			e.m.Driven = false // nobody is left who would end it
+		}
 		c.event(e.m.ID, evRestart{}, now)
 	}
 	for _, m := range c.openMigrations() {
