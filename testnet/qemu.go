@@ -103,7 +103,7 @@ func (q *QEMU) command(dir string) []string {
 	params.Name = cmp.Or(params.Name, c.Name)
 	monitor := func(name string) string { return "unix:" + filepath.Join(dir, name) + ",server=on,wait=off" }
 	args := []string{qemuProgram, "-accel", "tcg,thread=single,tb-size=64", "-machine", "q35", "-m", fmt.Sprint(cmp.Or(c.MemoryMiB, GuestMemory)),
-		"-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-name", c.Name, "-serial", "file:" + q.console,
+		"-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-name", c.Name + ",debug-threads=on", "-serial", "file:" + q.console,
 		"-qmp", monitor(c.Name + ".qmp"), "-qmp", monitor(c.Name + ".agent.qmp"),
 		"-netdev", "tap,id=n0,ifname=" + c.Tap + ",script=no,downscript=no",
 		"-device", "virtio-net-pci,netdev=n0,romfile=,mac=" + c.MAC.String(),
@@ -183,16 +183,15 @@ func (q *QEMU) WaitUp(ctx context.Context) error {
 	return nil
 }
 
-// pageLoss is what the guest's kernel says when QEMU's emulation has lost a page of its memory on the way: the rings
-// that it shares with its devices are not what it left. It happens to slow migrations without KVM, and is QEMU's fault.
-const pageLoss = "is not a head!"
+// Trouble is what the guest's console says of a guest that broke down; ok is false while it says nothing.
+func (q *QEMU) Trouble() (t Trouble, ok bool) {
+	return GuestTrouble([]byte(q.Console()))
+}
 
-// Broken is what the guest complains about that is QEMU's fault: memory that was lost in a migration. "" = nothing.
+// Broken is the same for people; "" = nothing.
 func (q *QEMU) Broken() string {
-	for line := range strings.Lines(q.Console()) {
-		if strings.Contains(line, pageLoss) {
-			return strings.TrimSpace(line)
-		}
+	if t, ok := q.Trouble(); ok {
+		return t.String()
 	}
 	return ""
 }

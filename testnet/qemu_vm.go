@@ -161,6 +161,9 @@ func (v *qemuVM) Migrate(ctx context.Context, t Transfer) (Switch, error) {
 			return s, err
 		}
 	}
+	if err := steady(src.proc.ref.PID); err != nil {
+		return s, err
+	}
 	v.mu.Lock()
 	v.moves++
 	socket := filepath.Join(vmDir(t.From.dir), fmt.Sprintf("%s.m%d", v.spec.Name, v.moves))
@@ -196,6 +199,7 @@ func (v *qemuVM) Migrate(ctx context.Context, t Transfer) (Switch, error) {
 	s = Switch{Stopped: r.Stopped, Resumed: r.Resumed, At: t.To, Total: r.Total, Bytes: r.Sent}
 	if err != nil {
 		s.At, s.Why = t.From, err.Error()
+		hookErr = errors.Join(hookErr, relax(src.proc.ref.PID))
 	}
 	v.mu.Lock()
 	v.runs = s.At
@@ -264,10 +268,10 @@ func (v *qemuVM) Leave(h *Host) error {
 	return q.Kill()
 }
 
-// flaw is what a QEMU got wrong, for people.
+// flaw is what a guest that broke down said, for people.
 func (v *qemuVM) flaw(q *QEMU) string {
-	if b := q.Broken(); b != "" {
-		return fmt.Sprintf("QEMU's emulation lost memory of %s in its migration to %s: %s", v.spec.Name, q.conf.Host.Name, b)
+	if t, ok := q.Trouble(); ok {
+		return fmt.Sprintf("%s at %s: %v", v.spec.Name, q.conf.Host.Name, t)
 	}
 	return ""
 }

@@ -18,6 +18,16 @@ import (
 //
 // What cannot be made steady is migrated all the same.
 func steady(pid int) error {
+	return schedule(pid, unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1})
+}
+
+// relax takes steady back, from a guest that has stayed.
+func relax(pid int) error {
+	return schedule(pid, unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL})
+}
+
+// schedule sets how the virtual CPUs of a QEMU are scheduled. Their threads have names if QEMU was told so.
+func schedule(pid int, how unix.SchedAttr) error {
 	names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", pid))
 	if err != nil {
 		return err
@@ -32,9 +42,9 @@ func steady(pid int) error {
 		if err != nil {
 			return err
 		}
-		err = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
+		err = unix.SchedSetAttr(tid, &how, 0)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("testnet: real time for a virtual CPU: %w", err))
+			errs = append(errs, fmt.Errorf("testnet: scheduling of a virtual CPU: %w", err))
 		}
 	}
 	return errors.Join(errs...)
