@@ -403,6 +403,9 @@ func (c *Cloud) putInventory(ctx context.Context) error {
 		XTRID  string `json:"xtr_id"`
 		Agent  string `json:"agent"`
 		Token  string `json:"token"`
+		// Of a kind of VM that the controller can reach itself.
+		Driver     string `json:"driver,omitempty"`
+		MigrateURI string `json:"migrate_uri,omitempty"`
 	}
 	type vm struct {
 		Name       string   `json:"name"`
@@ -420,7 +423,9 @@ func (c *Cloud) putInventory(ctx context.Context) error {
 		}
 	}
 	for _, n := range nodesOf("xtr", inCloud) {
-		h := hypervisor{n.name, n.site, configData{node: n}.SiteNumber(), n.rlocList()[0].String(), n.xtrID(), "http://" + n.v4().String() + ":4380", agentToken}
+		driver, migrate := c.maker.drivers(n, c.hosts[n.name].dir)
+		h := hypervisor{n.name, n.site, configData{node: n}.SiteNumber(), n.rlocList()[0].String(), n.xtrID(), "http://" + n.v4().String() + ":4380",
+			agentToken, driver, migrate}
 		if err := put("hypervisors", n.name, h); err != nil {
 			return err
 		}
