@@ -55,12 +55,12 @@ func bootGuest(t *testing.T, p GuestParams, more ...string) *bootedGuest {
 		}
 		return netlink.LinkSetUp(link)
 	}))
-	p.NICs = []GuestNIC{{Addrs: addrs("10.7.0.10/24", "2001:db8:7::10/64"), Gateway4: guestGW4, Gateway6: netip.MustParseAddr("fe80::1")}}
+	p.NICs = append([]GuestNIC{{Addrs: addrs("10.7.0.10/24", "2001:db8:7::10/64"), Gateway4: guestGW4, Gateway6: netip.MustParseAddr("fe80::1")}}, p.NICs...)
 	g := &bootedGuest{host: h, serial: filepath.Join(h.dir, "serial.log")}
 	g.proc, err = startProcess(h.ns, h.Name, Spec{Name: "qemu", Log: filepath.Join(h.dir, "qemu.log"), Args: append([]string{"/usr/bin/qemu-system-x86_64",
-		"-accel", "tcg,thread=single,tb-size=64", "-machine", "q35", "-m", fmt.Sprint(GuestMemory), "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none",
+		"-accel", GuestAccel, "-machine", "q35", "-m", fmt.Sprint(GuestMemory), "-smp", GuestCPUs, "-nodefaults", "-no-user-config", "-display", "none",
 		"-serial", "file:" + g.serial, "-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no",
-		"-device", "virtio-net-pci,netdev=n0,romfile=,mac=" + guestMAC.String(),
+		"-device", "virtio-net-pci,netdev=n0,romfile=," + GuestVirtio + ",mac=" + guestMAC.String(),
 		"-kernel", img.Kernel, "-initrd", img.Initrd, "-append", GuestCmdline(p)}, more...)})
 	must(t, err)
 	t.Cleanup(func() {
@@ -89,8 +89,15 @@ func (g *bootedGuest) waitPing(t *testing.T) {
 func TestGuestBoots(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk.raw")
 	must(t, os.WriteFile(disk, make([]byte, 4<<20), 0o644))
-	g := bootGuest(t, GuestParams{Name: "web", Dirty: 1}, "-drive", "if=none,id=d0,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=d0")
+	// Its second interface leads nowhere; that it has its address is seen through the first.
+	second := netip.MustParsePrefix("10.7.1.10/24")
+	g := bootGuest(t, GuestParams{Name: "web", Dirty: 1, NICs: []GuestNIC{{Addrs: []netip.Prefix{second}}}},
+		"-netdev", "hubport,id=n1,hubid=1", "-device", "virtio-net-pci,netdev=n1,romfile=,"+GuestVirtio+",mac=52:54:00:00:07:11", "-drive", "if=none,id=d0,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=d0,"+GuestVirtio)
 	g.waitPing(t)
+	must(t, g.host.ns.AddRoute(second.Masked(), guest4, "tap0"))
+	if _, err := Ping(within(t, 10*time.Second), g.host.ns, guestGW4, second.Addr()); err != nil {
+		t.Error(err)
+	}
 	guest := NewGuest("web", g.host.ns, guest6)
 	t.Cleanup(func() { must(t, guest.Close()) })
 	ctx := within(t, time.Minute)
