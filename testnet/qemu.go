@@ -102,18 +102,18 @@ func (q *QEMU) command(dir string) []string {
 	params := c.Params
 	params.Name = cmp.Or(params.Name, c.Name)
 	monitor := func(name string) string { return "unix:" + filepath.Join(dir, name) + ",server=on,wait=off" }
-	args := []string{qemuProgram, "-accel", "tcg,thread=single,tb-size=64", "-machine", "q35", "-m", fmt.Sprint(cmp.Or(c.MemoryMiB, GuestMemory)),
-		"-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-name", c.Name + ",debug-threads=on", "-serial", "file:" + q.console,
+	args := []string{qemuProgram, "-accel", GuestAccel, "-machine", "q35", "-m", fmt.Sprint(cmp.Or(c.MemoryMiB, GuestMemory)),
+		"-smp", GuestCPUs, "-nodefaults", "-no-user-config", "-display", "none", "-name", c.Name + ",debug-threads=on", "-serial", "file:" + q.console,
 		"-qmp", monitor(c.Name + ".qmp"), "-qmp", monitor(c.Name + ".agent.qmp"),
 		"-netdev", "tap,id=n0,ifname=" + c.Tap + ",script=no,downscript=no",
-		"-device", "virtio-net-pci,netdev=n0,romfile=,mac=" + c.MAC.String(),
+		"-device", "virtio-net-pci,netdev=n0,romfile=," + GuestVirtio + ",mac=" + c.MAC.String(),
 		"-kernel", c.Image.Kernel, "-initrd", c.Image.Initrd, "-append", GuestCmdline(params)}
 	if c.UUID != "" {
 		args = append(args, "-uuid", c.UUID)
 	}
 	for _, d := range c.Disks {
 		args = append(args, "-blockdev", fmt.Sprintf("driver=%s,node-name=%s,file.driver=file,file.filename=%s", cmp.Or(d.Format, "raw"), d.Node, d.File),
-			"-device", fmt.Sprintf("virtio-blk-pci,id=%s-dev,drive=%s", d.Node, d.Node))
+			"-device", fmt.Sprintf("virtio-blk-pci,id=%s-dev,drive=%s,%s", d.Node, d.Node, GuestVirtio))
 	}
 	if c.Incoming {
 		args = append(args, "-incoming", "defer")
