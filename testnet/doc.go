@@ -13,6 +13,8 @@
 //	capture.go                   packet captures
 //	topology.go config.go        the demo's cloud and its configuration files
 //	cloud.go move.go report.go   start, faults, moves, the report
+//	scenario_drain.go _fleet.go _trail.go _witness.go _usage.go   a hypervisor with hundreds of VMs is emptied
+//	scenario_satellite.go _shape.go _heartbeat.go                a camp of real guests moves over a slow link
 //
 // Non-test files import nothing of ours but package lisp: the daemons are reached the way an operator reaches them.
 package testnet

@@ -22,7 +22,7 @@ import (
 type SatelliteOptions struct {
 	BitRate uint64 // of the link of the camp, in bits a second and direction; 0 = 20 Mbit/s
 	VMs     int    // 0 = 4, as in 2011
-	DiskKiB int    // that each VM writes to its disk, over and over; 0 = 1024
+	DiskKiB int    // that each VM writes to its disk, over and over; 0 = 4096
 }
 
 func (o *SatelliteOptions) fill() {
@@ -33,7 +33,7 @@ func (o *SatelliteOptions) fill() {
 		o.VMs = 1 + len(publishedOut)
 	}
 	if o.DiskKiB == 0 {
-		o.DiskKiB = 1024
+		o.DiskKiB = 4096
 	}
 }
 
@@ -195,7 +195,7 @@ func (s *satellite) ready(ctx context.Context, v *campVM) error {
 	if err := v.guest.Wait(ctx); err != nil {
 		return err
 	}
-	const writes = 256 // KiB a second: little beside the link
+	const writes = 512 // KiB a second: a fifth of the link
 	if err := v.guest.DiskWrite(ctx, "/dev/vda", s.o.DiskKiB/4, writes); err != nil {
 		return err
 	}

@@ -148,14 +148,14 @@ func (r *SatelliteReport) WriteText(w io.Writer) error {
 	}
 	p.f("  %c runs at %s   %c is copied meanwhile   %c out of service   %c runs at %s\n\n", markHere, r.From, markCopy, markOut, markThere, r.To)
 	t := tabwriter.NewWriter(p.w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	_, err := fmt.Fprintf(t, "VM\tmemory MiB\tdisk MiB\tout s\tof the whole\tin minutes of %d\tpublished\tblocks checked\twrong\t\n", publishedTotal)
+	_, err := fmt.Fprintf(t, "VM\tmemory MiB\tdisk MiB\tout s\tof the whole\tin minutes of %d\tpublished\tpings\tanswered\tblocks checked\twrong\t\n", publishedTotal)
 	for _, v := range r.VMs {
 		published := "-"
 		if v.PublishedMinutes > 0 {
 			published = fmt.Sprintf("%.0f", v.PublishedMinutes)
 		}
-		_, e := fmt.Fprintf(t, "%s\t%.1f\t%.1f\t%.1f\t%.0f %%\t%.1f\t%s\t%d\t%d\t\n", v.Name, v.MemoryMiB, v.DiskMiB, v.OutSeconds,
-			100*v.OutSeconds/max(r.Seconds, 1e-9), v.OutMinutes, published, v.DiskBlocks, v.DiskWrong)
+		_, e := fmt.Fprintf(t, "%s\t%.1f\t%.1f\t%.1f\t%.0f %%\t%.1f\t%s\t%d\t%d\t%d\t%d\t\n", v.Name, v.MemoryMiB, v.DiskMiB, v.OutSeconds,
+			100*v.OutSeconds/max(r.Seconds, 1e-9), v.OutMinutes, published, v.Asked, v.Answered, v.DiskBlocks, v.DiskWrong)
 		err = errors.Join(err, e)
 	}
 	if err := errors.Join(err, t.Flush()); p.err == nil {
