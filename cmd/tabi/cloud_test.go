@@ -294,7 +294,7 @@ func (w *fakeCloud) during(f func(ctx context.Context, m controller.Migration, p
 func TestCloudMigrate(t *testing.T) {
 	w := newFakeCloud(t)
 	out, _ := ends(t, 0, "migrate", "web", "--site", "nara", "--dry-run")
-	for _, want := range []string{"way        nezu-hv1 -> nara-hv1 (nara)\n", "policy ", "capacity ", "machine ", "storage ", "estimate: "} {
+	for _, want := range []string{"way        nezu-hv1 -> nara-hv1 (nara)\n", "policy ", "capacity ", "machine ", "storage ", "time "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in:\n%s", want, out)
 		}

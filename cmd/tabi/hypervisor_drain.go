@@ -104,11 +104,11 @@ func newUndrainCommand(n *noun) *cobra.Command {
 
 // drainText is how far a drain has come, on one line.
 func drainText(d controller.DrainStatus) string {
-	parts := []string{fmt.Sprintf("%s: %d of %d VMs moved", d.Hypervisor, d.Done, d.Total)}
+	parts := []string{fmt.Sprintf("%s: %d of %s moved", d.Hypervisor, d.Done, count(d.Total, "VM"))}
 	for _, c := range []struct {
 		n    int
 		text string
-	}{{d.UnderWay, "%d under way"}, {d.Failed, "%d have stayed"}, {d.External, "%d for others to move"}} {
+	}{{d.UnderWay, "%d under way"}, {d.Failed, "%d stayed"}, {d.External, "%d for others to move"}} {
 		if c.n > 0 {
 			parts = append(parts, fmt.Sprintf(c.text, c.n))
 		}
@@ -260,7 +260,7 @@ func (w *drainWatcher) ended(d controller.DrainStatus, calledOff bool) error {
 	case calledOff:
 		return &exitError{exitCancelled, fmt.Errorf("%s: called off; VMs may come again", d.Hypervisor)}
 	case d.Failed > 0:
-		return &exitError{exitFailed, fmt.Errorf("%s: %d VMs have stayed. To try them again: tabi hv drain %s", d.Hypervisor, d.Failed, d.Hypervisor)}
+		return &exitError{exitFailed, fmt.Errorf("%s: %s stayed. To try again: tabi hv drain %s", d.Hypervisor, count(d.Failed, "VM"), d.Hypervisor)}
 	}
-	return &exitError{exitFailed, fmt.Errorf("%s: %d VMs are for others to move: it has no driver", d.Hypervisor, d.External)}
+	return &exitError{exitFailed, fmt.Errorf("%s: %s for others to move: it has no driver", d.Hypervisor, count(d.External, "VM"))}
 }

@@ -111,13 +111,13 @@ func TestDrain(t *testing.T) {
 
 	drained(t, 0, drainState(false, 2, 0, 1, 0, 0, ""), drainState(false, 2, 1, 0, 1, 0, webMoved+","+dbStayed))
 	out, err := ends(t, exitFailed, "hv", "drain", "hv1")
-	if d := cmp.Diff("hv1: 0 of 2 VMs moved, 1 under way\nhv1: 1 of 2 VMs moved, 1 have stayed\nVM  TO   PHASE   WHY\ndb  hv2  failed  it did not converge\n", out); d != "" ||
-		err.Error() != "hv1: 1 VMs have stayed. To try them again: tabi hv drain hv1" {
+	if d := cmp.Diff("hv1: 0 of 2 VMs moved, 1 under way\nhv1: 1 of 2 VMs moved, 1 stayed\nVM  TO   PHASE   WHY\ndb  hv2  failed  it did not converge\n", out); d != "" ||
+		err.Error() != "hv1: 1 VM stayed. To try again: tabi hv drain hv1" {
 		t.Errorf("%v %s", err, d)
 	}
 
 	drained(t, 0, drainState(false, 1, 0, 0, 0, 1, `{"vm":"web","to":"hv2","why":"it has room"}`))
-	if _, err := ends(t, exitFailed, "hv", "drain", "hv1", "--json"); !strings.Contains(err.Error(), "1 VMs are for others to move") {
+	if _, err := ends(t, exitFailed, "hv", "drain", "hv1", "--json"); !strings.Contains(err.Error(), "1 VM for others to move") {
 		t.Error(err)
 	}
 	prints(t, "hypervisor hv1 takes VMs again\n", "hv", "undrain", "hv1")
@@ -184,8 +184,8 @@ func TestDrainInterrupted(t *testing.T) {
 func TestDrawDrain(t *testing.T) {
 	d := controller.DrainStatus{Hypervisor: "hv1", Total: 200, Done: 50, UnderWay: 4, Failed: 1, Bytes: 19e9, BytesDone: 12e8}
 	for width, want := range map[int]string{
-		120: "[#######-----------------------]  hv1: 50 of 200 VMs moved, 4 under way, 1 have stayed  1.20 GB of 19.0 GB",
-		70:  "[###-----------]  hv1: 50 of 200 VMs moved, 4 under way, 1 have stayed",
+		120: "[#######-----------------------]  hv1: 50 of 200 VMs moved, 4 under way, 1 stayed  1.20 GB of 19.0 GB",
+		70:  "[####---------------]  hv1: 50 of 200 VMs moved, 4 under way, 1 stayed",
 		30:  "[##------]",
 	} {
 		if got := drawDrain(d, width); got != want {

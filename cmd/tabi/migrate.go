@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -194,7 +195,7 @@ func showPreflight(w io.Writer, p controller.Preflight) error {
 			return err
 		}
 	}
-	if e := p.Estimate; e != nil {
+	if e := p.Estimate; e != nil && !slices.ContainsFunc(p.Checks, func(c controller.Check) bool { return c.Text == e.Text }) {
 		fmt.Fprintf(w, "\nestimate: %s\n", firstOf(e.Text, estimateText(*e)))
 	}
 	if len(p.Refused) > 0 {

@@ -180,7 +180,7 @@ func doneText(m controller.MigrationStatus) string {
 			s += ", " + bytesText(m.Progress.Sent) + " sent"
 		}
 		if m.Progress.Iteration > 0 {
-			s += fmt.Sprintf(", %d iterations", m.Progress.Iteration)
+			s += ", " + count(m.Progress.Iteration, "iteration")
 		}
 		if m.Progress.Downtime > 0 {
 			s += ", downtime " + spanText(m.Progress.Downtime)

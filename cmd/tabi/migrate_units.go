@@ -63,6 +63,14 @@ func parseMemory(s string) (uint64, error) {
 	return uint64(n), nil
 }
 
+// count is so many of a thing.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // digits prints n with three digits that count.
 func digits(n float64) string {
 	switch {

@@ -87,7 +87,7 @@ func TestMigrateUnderLibvirt(t *testing.T) {
 	w.eventually("web   running  alice  "+from, "vm", "list")
 
 	out, _ = ends(t, 0, "hv", "drain", from)
-	if !strings.HasSuffix(out, from+": 1 of 1 VMs moved\n") {
+	if !strings.HasSuffix(out, from+": 1 of 1 VM moved\n") {
 		t.Error(out)
 	}
 	w.eventually("web   running  alice  "+there[!away], "vm", "list")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -149,8 +150,8 @@ func showMigration(w io.Writer, m controller.MigrationStatus, verbose bool) erro
 			return err
 		}
 	}
-	if m.Estimate != nil {
-		fmt.Fprintf(w, "\nestimate: %s\n", firstOf(m.Estimate.Text, estimateText(*m.Estimate)))
+	if e := m.Estimate; e != nil && !slices.ContainsFunc(m.Checks, func(c controller.Check) bool { return c.Text == e.Text }) {
+		fmt.Fprintf(w, "\nestimate: %s\n", firstOf(e.Text, estimateText(*e)))
 	}
 	fmt.Fprintln(w)
 	stamp := func(t time.Time) string {
