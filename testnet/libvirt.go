@@ -259,22 +259,22 @@ func (l *Libvirtd) daemon() (ProcessRef, error) {
 	return ProcessRef{}, fmt.Errorf("testnet: %s/libvirtd is just being started", l.conf.Name)
 }
 
-// steady makes the virtual CPUs of a VM steady, see the function of that name.
-func (l *Libvirtd) steady(vm string) error {
+// vmPID is the process of a VM that runs there.
+func (l *Libvirtd) vmPID(vm string) (int, error) {
 	first, err := children(l.proc.ref.PID)
 	if err != nil || len(first) == 0 {
-		return fmt.Errorf("testnet: %s/libvirtd does not run: %w", l.conf.Name, err)
+		return 0, fmt.Errorf("testnet: %s/libvirtd does not run: %w", l.conf.Name, err)
 	}
 	all, err := children(first[0]) // libvirt leaves its VMs to the first process
 	if err != nil {
-		return fmt.Errorf("testnet: %s/libvirtd: %w", l.conf.Name, err)
+		return 0, fmt.Errorf("testnet: %s/libvirtd: %w", l.conf.Name, err)
 	}
 	for _, pid := range all {
 		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.Contains(b, []byte("\x00guest="+vm+",")) {
-			return steady(pid)
+			return pid, nil
 		}
 	}
-	return fmt.Errorf("testnet: %s does not run at %s", vm, l.conf.Name)
+	return 0, fmt.Errorf("testnet: %s does not run at %s", vm, l.conf.Name)
 }
 
 // children are the ids of a process's children, oldest first.

@@ -127,11 +127,12 @@ func (k *libvirtMaker) vm(_ context.Context, s VMSpec) (CloudVM, error) {
 
 // libvirtDomain is the definition of a guest: its name, UUID, EIDs, RAM in MiB, kernel, initramfs, command line, disk,
 // MAC, interface, monitor.
+// See GuestAccel for why it might have a second CPU, and devices no event index.
 const libvirtDomain = `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>%[1]s</name>
   <metadata><tabi:vm xmlns:tabi="https://github.com/tabi-lisp/tabi/vm/1"><tabi:owner>demo</tabi:owner>%[2]s</tabi:vm></metadata>
   <memory unit='MiB'>%[3]d</memory>
-  <vcpu>1</vcpu>
+  <vcpu current='1'>2</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>%[4]s</kernel>
@@ -146,7 +147,7 @@ const libvirtDomain = `<domain type='qemu' xmlns:qemu='http://libvirt.org/schema
       <mac address='%[8]s'/>
       <target dev='%[9]s'/>
       <model type='virtio'/>
-      <driver name='qemu'/>
+      <driver name='qemu' event_idx='off'/>
       <rom enabled='no'/>
     </interface>
     <serial type='file'><source path='/var/log/libvirt/%[1]s.serial' append='on'/></serial>
@@ -166,7 +167,7 @@ func (v *libvirtVM) definition() string {
 		eids += "<tabi:eid>" + netip.PrefixFrom(a.Addr(), a.Addr().BitLen()).String() + "</tabi:eid>"
 	}
 	if v.maker.cloud.opts.DiskMiB > 0 {
-		disk = "\n    <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='" + libvirtDisk(v.Name) + "'/><target dev='vda' bus='virtio'/></disk>"
+		disk = "\n    <disk type='file' device='disk'><driver name='qemu' type='raw' event_idx='off'/><source file='" + libvirtDisk(v.Name) + "'/><target dev='vda' bus='virtio'/></disk>"
 	}
 	cmdline := GuestCmdline(GuestParams{Name: v.Name, NICs: []GuestNIC{{Addrs: v.Addrs, Gateway4: v.Gateway4, Gateway6: v.Gateway6}}})
 	return fmt.Sprintf(libvirtDomain, v.Name, eids, GuestMemory, v.maker.image.Kernel, v.maker.image.Initrd, cmdline, disk, v.MAC, v.Device)
@@ -184,10 +185,8 @@ func (v *libvirtVM) Boot(ctx context.Context, at *Host) error {
 		return fmt.Errorf("testnet: %w", err)
 	}
 	if size := v.maker.cloud.opts.DiskMiB; size > 0 {
-		for _, l := range v.maker.daemons {
-			if _, err := makeDisk(filepath.Join(l.conf.Dir, "lib", filepath.Base(libvirtDisk(v.Name))), int64(size)<<20); err != nil {
-				return err
-			}
+		if err := v.makeDisks(size); err != nil {
+			return err
 		}
 	}
 	for _, args := range [][]string{{"define", file}, {"start", v.Name}} {
@@ -203,6 +202,16 @@ func (v *libvirtVM) Boot(ctx context.Context, at *Host) error {
 			return fmt.Errorf("testnet: guest %s does not boot: %w; its console ends:\n%s", v.Name, err, tail(v.console(at.Name)))
 		}
 	}
+}
+
+// makeDisks makes the image of its disk on every hypervisor: libvirt copies into one that is there.
+func (v *libvirtVM) makeDisks(mib int) error {
+	for _, l := range v.maker.daemons {
+		if _, err := makeDisk(filepath.Join(l.conf.Dir, "lib", filepath.Base(libvirtDisk(v.Name))), int64(mib)<<20); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (v *libvirtVM) console(hypervisor string) string {
@@ -235,7 +244,11 @@ func (v *libvirtVM) Migrate(ctx context.Context, t Transfer) (Switch, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the migration took a minute"))
 	defer cancel()
 	from, to := v.maker.daemons[t.From.Name], v.maker.daemons[t.To.Name]
-	if err := from.steady(v.Name); err != nil {
+	pid, err := from.vmPID(v.Name)
+	if err != nil {
+		return Switch{}, err
+	}
+	if err := steady(pid); err != nil {
 		return Switch{}, err
 	}
 	m := &virshMove{v: v, t: t, from: from, to: to, events: v.maker.witness.hear(v.Name)}
@@ -243,7 +256,7 @@ func (v *libvirtVM) Migrate(ctx context.Context, t Transfer) (Switch, error) {
 	begun := time.Now()
 	ended := make(chan error, 1)
 	// Before: virsh itself offers it for a migration that runs, which these are too short for.
-	_, err := from.Virsh(ctx, "migrate-setmaxdowntime", v.Name, fmt.Sprint(max(1, cmp.Or(t.MaxDowntime, defaultDowntime).Milliseconds())))
+	_, err = from.Virsh(ctx, "migrate-setmaxdowntime", v.Name, fmt.Sprint(max(1, cmp.Or(t.MaxDowntime, defaultDowntime).Milliseconds())))
 	if err != nil {
 		return Switch{}, err
 	}
@@ -256,6 +269,9 @@ func (v *libvirtVM) Migrate(ctx context.Context, t Transfer) (Switch, error) {
 		return m.s, err
 	}
 	m.s.Total = time.Since(begun)
+	if m.s.At == t.From {
+		return m.s, relax(pid)
+	}
 	return m.s, nil
 }
 

@@ -14,7 +14,7 @@ import (
 // steady keeps the virtual CPUs of a QEMU on the processor while its guest is migrated. QEMU's software emulation looks
 // whether a page is watched for changes and writes to it in two steps: a virtual CPU that is put aside between the two
 // while the page is copied has its write lost at the target, and the guest breaks down there, now or later. On a machine
-// with more to do than processors that happens in one migration of twenty; to a thread of real time it does not.
+// with more to do than processors that happens every few migrations; to a thread of real time it does not.
 //
 // What cannot be made steady is migrated all the same.
 func steady(pid int) error {

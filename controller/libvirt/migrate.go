@@ -338,10 +338,12 @@ func (j *job) isHere(ctx context.Context) (bool, error) {
 		return true, nil
 	case golibvirt.DomainPaused:
 		switch golibvirt.DomainPausedReason(reason) {
-		case golibvirt.DomainPausedPostcopy, golibvirt.DomainPausedPostcopyFailed:
+		case golibvirt.DomainPausedPostcopy:
 			if runsJob(c, dom) == nil {
 				return false, errBusy
 			}
+			return false, nil
+		case golibvirt.DomainPausedPostcopyFailed: // libvirt goes on calling that a job
 			return false, nil
 		case golibvirt.DomainPausedMigration:
 			return false, errBusy // it is let go on, or ended, when the daemon knows

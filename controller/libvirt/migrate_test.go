@@ -245,6 +245,27 @@ func TestMigrateWhenTheTargetsDaemonDies(t *testing.T) {
 	wantState(t, b, "refused", "")
 }
 
+// TestPostCopyThatBreaksOff: half of the VM's memory is at the source and half was at the target, so it runs nowhere.
+func TestPostCopyThatBreaksOff(t *testing.T) {
+	a, b, m := slowVM(t, "torn")
+	l, _, _ := open(t)
+	_, err := l.hv[0].Virsh(t.Context(), "qemu-monitor-command", "torn", `{"execute":"migrate-set-parameters","arguments":{"max-postcopy-bandwidth":100000}}`)
+	must(t, err)
+	m.Mode = controller.ModePostCopy
+	killed := make(chan error, 1)
+	var once sync.Once
+	s := steps{on: func(p controller.Progress) {
+		if p.Phase == "post-copy" {
+			once.Do(func() { go func() { killed <- b.Control(context.Background(), "torn", controller.ActionKill) }() })
+		}
+	}}
+	if err = a.Migrate(t.Context(), m, s.add); !errors.As(err, new(*controller.ErrMigrationUnclear)) {
+		t.Errorf("migrate: %v, phases %q", err, s.phases())
+	}
+	must(t, <-killed)
+	wantState(t, a, "torn", controller.GuestPaused)
+}
+
 func TestMigrateToNowhere(t *testing.T) {
 	_, a, b := open(t)
 	boot(t, a, b, "homely", vmOptions{})
