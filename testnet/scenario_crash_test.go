@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -101,6 +102,71 @@ func TestSourceDies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The same with a real guest, whose disk is on shared storage.
+func TestSourceDiesWithGuest(t *testing.T) {
+	c := startCloud(t, Options{VM: VMCamp, Rate: 20, BitRate: 1e5})
+	must(t, c.Flows.Close())
+	ctx := within(t, 90*time.Second)
+	s := &satellite{c: c, o: SatelliteOptions{DiskKiB: 64}, from: c.Host(campFrom), to: c.Host(campTo)}
+	t.Cleanup(func() { must(t, s.close()) })
+	var err error
+	s.image, err = GuestImage(ctx, c.opts.Progress)
+	must(t, err)
+	must(t, makeBase(baseImage(s.from)))
+	v := newCampVM(c, 0)
+	s.vms = append(s.vms, v)
+	must(t, s.define(ctx, v))
+	must(t, s.ready(ctx, v))
+
+	must(t, c.Host(campFrom).Kill("xtr"))
+	must(t, v.src.Kill())
+	must(t, c.Partition(campFrom))
+	time.Sleep(time.Second)
+	for _, b := range v.beats {
+		_, _, err := b.end()
+		must(t, err)
+	}
+	v.beats = nil
+	v.dst, err = s.run(ctx, v, s.to, v.overlay(s.from), false)
+	must(t, err)
+	first := watchFirstFrame(t, s.to.ns, v.tap)
+	for _, p := range []struct {
+		from     string
+		src, dst netip.Addr
+	}{{hostClient4, endpoints[hostClient4].v4, v.v4}, {hostClient6, endpoints[hostClient6].v6, v.v6}} {
+		_, err := Ping(ctx, c.Host(p.from).ns, p.src, p.dst)
+		must(t, err)
+		took := time.Since(time.Unix(0, first.Load()))
+		t.Logf("%s reaches the guest %.1f ms after its first frame", p.from, ms(took))
+		if first.Load() == 0 || took > afterFrame {
+			t.Errorf("%s reaches the guest %v after its first frame", p.from, took)
+		}
+	}
+	known := func() string {
+		rows, err := c.anchorMappings(ctx, "detr1")
+		must(t, err)
+		var out []string
+		for _, eid := range (endpoint{v.v4, v.v6}).eids() {
+			row := rows[eid]
+			out = append(out, fmt.Sprintf("%s %d at %s: %v", eid, row.Version, campTo, row.at(mustNode(campTo).rlocList()[0])))
+		}
+		return strings.Join(out, ", ")
+	}
+	after := known()
+	t.Log(after)
+	if strings.Contains(after, "false") {
+		t.Error("the D-ETR has it elsewhere")
+	}
+	must(t, c.Heal(campFrom))
+	must(t, c.Host(campFrom).Start(ctx, "xtr"))
+	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if now := known(); now != after {
+			t.Fatalf("it was %s and is %s", after, now)
+		}
+	}
+	must(t, v.guest.Wait(ctx))
 }
 
 // restartElsewhere boots the VM web on another hypervisor, which nobody has told of it, and checks how soon it is

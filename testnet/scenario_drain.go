@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -182,11 +183,35 @@ type drainStep struct {
 	To string `json:"to"`
 }
 
-// plan is the order of the moves: in turn to each of the targets.
-func (d *drain) plan(context.Context) ([]drainStep, error) {
+// plan is the controller's: which VM goes where, in which order.
+func (d *drain) plan(ctx context.Context) ([]drainStep, error) {
+	for _, n := range nodesOf("xtr", inCloud) {
+		if n.name == drainFrom || slices.Contains(drainTo, n.name) {
+			continue
+		}
+		// It takes nobody either, so that there are two that do.
+		body := map[string]any{"site": n.site, "site_id": configData{node: n}.SiteNumber(), "rloc": n.rlocList()[0].String(), "xtr_id": n.xtrID(),
+			"agent": "http://" + n.v4().String() + ":4380", "drained": true}
+		if err := d.c.Controller(ctx, http.MethodPut, "/v1/hypervisors/"+n.name, body, nil); err != nil {
+			return nil, err
+		}
+	}
+	var planned []struct {
+		drainStep
+		Why string `json:"why"`
+	}
+	if err := d.c.Controller(ctx, http.MethodPost, "/v1/hypervisors/"+drainFrom+"/drain", map[string]bool{"plan_only": true}, &planned); err != nil {
+		return nil, err
+	}
 	var out []drainStep
-	for i, v := range d.f.vms {
-		out = append(out, drainStep{v.name, drainTo[i%len(drainTo)]})
+	for _, p := range planned {
+		if p.To == "" {
+			return nil, fmt.Errorf("testnet: the controller has no place for %s: %s", p.VM, p.Why)
+		}
+		out = append(out, p.drainStep)
+	}
+	if len(out) != len(d.f.vms) {
+		return nil, fmt.Errorf("testnet: the controller has a place for %d of %d VMs", len(out), len(d.f.vms))
 	}
 	return out, nil
 }

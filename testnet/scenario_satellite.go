@@ -93,6 +93,17 @@ type campVM struct {
 	report   *CampVM
 }
 
+// newCampVM is VM number i of the camp, which does not run yet.
+func newCampVM(c *Cloud, i int) *campVM {
+	n := byte(101 + i)
+	v := &campVM{name: fmt.Sprintf("camp%d", i+1), mac: net.HardwareAddr{0x52, 0x54, 0, 2, 0, n}, report: new(CampVM)}
+	a4, a6 := aggregate4.Addr().As4(), onLink6.Addr().As16()
+	a4[3], a6[15] = n, n
+	v.v4, v.v6, v.tap, v.report.Name = netip.AddrFrom4(a4), netip.AddrFrom16(a6), "tap-"+v.name, v.name
+	v.guest = NewGuest(v.name, c.hosts[hostClient4].ns, v.v4)
+	return v
+}
+
 func (v *campVM) overlay(h *Host) string { return filepath.Join(vmDir(h.dir), v.name+".qcow2") }
 
 // satellite is a Satellite under way.
@@ -155,12 +166,7 @@ func (s *satellite) boot(ctx context.Context) error {
 		}
 	}
 	for i := range s.o.VMs {
-		n := byte(101 + i)
-		v := &campVM{name: fmt.Sprintf("camp%d", i+1), mac: net.HardwareAddr{0x52, 0x54, 0, 2, 0, n}, report: new(CampVM)}
-		a4, a6 := aggregate4.Addr().As4(), onLink6.Addr().As16()
-		a4[3], a6[15] = n, n
-		v.v4, v.v6, v.tap, v.report.Name = netip.AddrFrom4(a4), netip.AddrFrom16(a6), "tap-"+v.name, v.name
-		v.guest = NewGuest(v.name, s.c.hosts[hostClient4].ns, v.v4)
+		v := newCampVM(s.c, i)
 		s.vms = append(s.vms, v)
 		s.report.VMs = append(s.report.VMs, v.report)
 		if err := s.define(ctx, v); err != nil {
@@ -249,6 +255,11 @@ func (s *satellite) launch(ctx context.Context, v *campVM, h *Host, incoming boo
 	if err != nil {
 		return nil, fmt.Errorf("testnet: %s create %s: %w: %s", imageProgram, file, err, out)
 	}
+	return s.run(ctx, v, h, file, incoming)
+}
+
+// run starts a QEMU with the VM's image.
+func (s *satellite) run(ctx context.Context, v *campVM, h *Host, file string, incoming bool) (*QEMU, error) {
 	return NewQEMU(ctx, QEMUConfig{Host: h, Name: v.name, MAC: v.mac, Tap: v.tap, Image: s.image, Incoming: incoming,
 		Disks:  []QEMUDisk{{Node: diskNode, File: file, Format: "qcow2"}},
 		Params: GuestParams{Name: v.name, NICs: []GuestNIC{{Addrs: linkAddrs(v.v4, v.v6), Gateway4: vmGateway4, Gateway6: vmGateway6}}}})
