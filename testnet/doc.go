@@ -13,6 +13,8 @@
 //	capture.go                   packet captures
 //	topology.go config.go        the demo's cloud and its configuration files
 //	cloud.go move.go report.go   start, faults, moves, the report
+//	libvirt.go                   a libvirt daemon in namespaces of its own
+//	libvirt_cloud.go steady.go   the cloud's guests under such daemons, moved by virsh; real time for emulated CPUs
 //	scenario_drain.go _fleet.go _trail.go _witness.go _usage.go   a hypervisor with hundreds of VMs is emptied
 //	scenario_satellite.go _shape.go _heartbeat.go                a camp of real guests moves over a slow link
 //
