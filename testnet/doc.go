@@ -2,14 +2,16 @@
 // namespaces joined by links, the daemons as separate processes each with its configuration file, namespace VMs
 // behind a small VMM that can be paused and moved, and clients whose flows count what was lost.
 //
-// It needs root and a kernel, and nothing installed: everything is done over netlink. Whatever it makes is written
+// It needs root and a kernel, and for namespace VMs nothing installed: everything is done over netlink. Whatever it makes is written
 // down first in a run directory (see [Run]), so that a run that was killed can be taken away completely by the next
 // one, by a janitor process, or by [Clean].
 //
 //	netns.go link.go drop.go     namespaces, links, addresses, routes; partitions
 //	run.go process.go host.go    the run directory, processes, a host = a namespace and what runs in it
 //	tap.go vmm.go announce.go    the namespace VM: TAP to TAP, pause, move, announce
-//	flow_*.go                    UDP, ping and TCP flows, counted in both directions
+//	flow_*.go stream/            UDP, ping and TCP flows, counted in both directions
+//	flow_guest.go guest/         the ends of flows that are in a real guest: the program there, and how it is asked
+//	image_*.go                   what a real guest boots, and what a machine needs for that
 //	capture.go                   packet captures
 //	topology.go config.go        the demo's cloud and its configuration files
 //	cloud.go move.go report.go   start, faults, moves, the report
@@ -18,5 +20,5 @@
 //	scenario_drain.go _fleet.go _trail.go _witness.go _usage.go   a hypervisor with hundreds of VMs is emptied
 //	scenario_satellite.go _shape.go _heartbeat.go                a camp of real guests moves over a slow link
 //
-// Non-test files import nothing of ours but package lisp: the daemons are reached the way an operator reaches them.
+// Non-test files import little of ours, and nothing of the daemons: those are reached the way an operator reaches them.
 package testnet
