@@ -3,6 +3,8 @@ package mapserver
 import (
 	"slices"
 	"time"
+
+	"github.com/tabi-lisp/tabi/lisp"
 )
 
 // damping notices that an EID is claimed to and fro: somebody runs the same VM twice (RFC 7432 section
@@ -14,7 +16,8 @@ type damping struct {
 	frozen bool
 	// counted: the last move is among moves, and a controller may still say that it meant it.
 	counted bool
-	last    time.Time // the last claim that was refused because of frozen
+	last    time.Time  // the last claim that was refused because of frozen
+	from    lisp.XTRID // who had the EID before the last claim
 }
 
 // claim reports whether an unannounced claim may go through.
@@ -35,6 +38,19 @@ func (d *damping) announced() {
 		d.moves = d.moves[:len(d.moves)-1]
 	}
 	d.frozen, d.counted = false, false
+}
+
+// conceded reports whether x is the one that lost the EID by the last claim: it says that its VM has left, so that the
+// claim was no flapping. Of two that run the same VM neither says so.
+func (d *damping) conceded(x lisp.XTRID) bool {
+	if x.IsZero() || x != d.from {
+		return false
+	}
+	if d.counted && len(d.moves) > 0 {
+		d.moves = d.moves[:len(d.moves)-1]
+	}
+	d.counted = false
+	return true
 }
 
 // settled forgets everything: the EID has no holder, or was left alone for long enough.

@@ -224,6 +224,7 @@ func (c *core) record(now time.Time, r registering, rec lisp.Mapping) outcome {
 			c.schedule(e, now)
 			return c.refused(now, e, r, rec, reasonFlapping)
 		}
+		e.damping.from = e.mapping.XTRID
 		c.report(now, slog.LevelInfo, "mapping moved", "eid", rec.EID, "from", e.mapping.XTRID, "to", r.XTRID,
 			"version", version, "announced", r.controller)
 		c.accept(now, e, r, rec, version, invented)
@@ -396,6 +397,9 @@ func (c *core) withdraw(now time.Time, e *entry, r registering, rec lisp.Mapping
 	}
 	v, version, invented := order(e.mapping, rec.Version, r.XTRID)
 	switch {
+	case v == older && e.damping.conceded(r.XTRID):
+		c.count("register/conceded")
+		return outcome{silent: true}
 	case v == older:
 		return c.refused(now, e, r, rec, reasonOlder)
 	case v == tieLost:

@@ -1,6 +1,7 @@
 package mapserver
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -513,6 +514,33 @@ func TestFlappingIsDamped(t *testing.T) {
 	r.wantMapping(web, "v7 of 1 at 100.64.1.2")
 	if r.c.entries[mustEID(web)].damping.frozen {
 		t.Error("still frozen")
+	}
+}
+
+// Whoever says that its VM has left was not robbed of it: such moves are no flapping, however many they are.
+func TestConcededMovesAreNoFlapping(t *testing.T) {
+	r := newRig(t, cloud())
+	r.register(xtr{id: 1, addr: hv1, version: 10}, web)
+	addr := []string{hv2, hv1}
+	for i := range 20 {
+		v := lisp.Version(i + 11)
+		r.register(xtr{id: byte(2 - i%2), addr: addr[i%2], version: v}, web)
+		r.wantMapping(web, fmt.Sprintf("v%d of %d at %s", v, 2-i%2, addr[i%2]))
+		for range 2 { // it is repeated
+			r.register(xtr{id: byte(1 + i%2), addr: addr[1-i%2], version: v - 2, ttl: withdrawn}, web)
+			r.wantMapping(web, fmt.Sprintf("v%d of %d at %s", v, 2-i%2, addr[i%2]))
+		}
+	}
+	r.count("register/conceded", 40)
+	// A third has nothing to say, and what is held is not conceded.
+	for i := range 6 {
+		v := lisp.Version(i + 31)
+		r.register(xtr{id: byte(2 - i%2), addr: addr[i%2], version: v}, web)
+		r.register(xtr{id: 3, addr: "100.64.3.2", version: v - 2, ttl: withdrawn}, web)
+	}
+	r.wantMapping(web, "v35 of 2 at 100.64.2.2")
+	if !r.c.entries[mustEID(web)].damping.frozen {
+		t.Error("somebody else's word has kept it from being frozen")
 	}
 }
 

@@ -858,3 +858,49 @@ func TestNeighboursOfTheTargetGoOn(t *testing.T) {
 		l.expectAt(vm.eids[0], b, 2)
 	})
 }
+
+// A VM that is migrated to and fro by people who tell nobody is not taken for one that runs twice, as long as the
+// hypervisors say when it stops. One that nobody says has stopped is.
+func TestManyMigrationsWithoutHook(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		inLabThatDamps(t, 5, func(l *lab) {
+			vm := l.newVM("web", 10)
+			vm.power(l.hosts[0])
+			f := l.flow(vm.eids[0])
+			for i := range 12 {
+				from, to := l.hosts[i%3], l.hosts[(i+1)%3]
+				if told {
+					from.says(vm, EventMigrating)
+				}
+				vm.arrives(to)
+				time.Sleep(10 * time.Millisecond)
+				vm.pause()
+				if told {
+					from.says(vm, EventStopped)
+				}
+				time.Sleep(10 * time.Millisecond)
+				vm.resume(to)
+				if told {
+					to.says(vm, EventResumed)
+				} else {
+					vm.announce()
+				}
+				time.Sleep(20 * time.Millisecond)
+				from.says(vm, EventGone)
+				from.list()
+				from.plane.removeTap("tap-web")
+				time.Sleep(time.Second)
+			}
+			f.end()
+			if !told {
+				if at, _ := l.anchor.at(vm.eids[0]); at == l.hosts[0].rloc {
+					t.Error("twelve moves of which nobody told in as many seconds, and nobody has taken them for flapping")
+				}
+				return
+			}
+			f.check(vm, false)
+			l.expectAt(vm.eids[0], l.hosts[0], 0)
+			l.expectAgreement(vm.eids[1], l.hosts[0])
+		})
+	}
+}

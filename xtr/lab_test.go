@@ -62,13 +62,19 @@ func mustEID(s string) lisp.EID {
 // inLab runs f with a lab of two Map-Servers and the hosts A, B and C, inside a bubble.
 func inLab(t *testing.T, f func(l *lab)) {
 	t.Helper()
+	inLabThatDamps(t, 100, f)
+}
+
+// inLabThatDamps is inLab with Map-Servers that take so many unannounced moves for flapping.
+func inLabThatDamps(t *testing.T, moves int, f func(l *lab)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		l := &lab{t: t, ctx: ctx, net: simnet.New(1), links: map[[2]netip.Addr]chan flight{}}
 		l.net.SetPath(simnet.Path{Delay: 500 * time.Microsecond})
 		l.anchor = &labAnchor{l: l, mappings: map[lisp.EID]lisp.Mapping{}}
 		for _, a := range []string{"100.64.7.2", "100.64.8.2"} {
-			l.addServer(netip.MustParseAddr(a))
+			l.addServer(netip.MustParseAddr(a), moves)
 		}
 		for i, name := range []string{"A", "B", "C"} {
 			l.addHost(name, i+1)
@@ -106,12 +112,12 @@ type memoryStore struct{}
 func (memoryStore) Load() (mapserver.State, error) { return mapserver.State{}, nil }
 func (memoryStore) Save(mapserver.Batch) error     { return nil }
 
-func (l *lab) addServer(a netip.Addr) {
+func (l *lab) addServer(a netip.Addr, flapMoves int) {
 	conn, err := l.net.Listen(netip.AddrPortFrom(a, lisp.ControlPort))
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	s, err := mapserver.New(mapserver.Config{Name: a.String(), ProxyReply: true, FlapMoves: 100, Sites: []mapserver.Site{{
+	s, err := mapserver.New(mapserver.Config{Name: a.String(), ProxyReply: true, FlapMoves: flapMoves, Sites: []mapserver.Site{{
 		Name: "site", Keys: []lisp.Key{labKey}, ControllerKeys: []lisp.Key{labController},
 		Prefixes: labPrefixes, AcceptMoreSpecifics: true,
 	}}, Subscribers: []mapserver.Subscriber{{Key: labKey}}}, control.New(discard(), conn), memoryStore{}, map[string]lisp.Sink{"anchor": l.anchor},

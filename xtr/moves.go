@@ -330,6 +330,9 @@ func (x *XTR) lost(m lisp.Mapping, now time.Time) {
 	to := x.usable(m.Locators)
 	x.res.learn(m, "map-notify", now)
 	le, h := x.loc.eids[m.EID], x.active[m.EID]
+	if h != nil && h.Role == Source && (h.State == Paused || h.State == Redirecting) && !h.Times.Paused.IsZero() {
+		x.reg.concede(m, now)
+	}
 	x.log.Info("an EID lives elsewhere now", "eid", m.EID.String(), "n", uint16(m.Version), "peer", m.XTRID.String())
 	switch {
 	case h != nil && h.Role == Target && h.State == Running, h == nil && le != nil:

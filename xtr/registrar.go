@@ -2,6 +2,7 @@ package xtr
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -23,9 +24,17 @@ import (
 // Each Map-Server is told independently, with its own retransmissions.
 type registrar struct {
 	registrarConfig
-	regs    map[lisp.EID]*registration
-	sent    map[uint64]*sentRegister // Map-Registers that may still be answered, by nonce
-	history map[lisp.EID]*history
+	regs     map[lisp.EID]*registration
+	sent     map[uint64]*sentRegister // Map-Registers that may still be answered, by nonce
+	history  map[lisp.EID]*history
+	conceded map[lisp.EID]*concession
+}
+
+// concession is the word for an EID that was lost because its VM has left.
+type concession struct {
+	version lisp.Version
+	next    time.Time
+	tries   int
 }
 
 type registrarConfig struct {
@@ -42,9 +51,13 @@ type registrarConfig struct {
 const (
 	claimRetry   = 50 * time.Millisecond // doubled each time: a claim is urgent
 	refreshRetry = time.Second           // doubled each time (RFC 9301 section 5.6: 1 s to 60 s)
-	deleteTime   = 10 * time.Second      // then a deregistration is given up: the mapping expires
-	bundleSize   = 1200                  // bytes of a Map-Register that we put together of many records
-	answerTime   = time.Minute           // how long a Map-Register may be answered
+	// concedeAfter is how long after an EID is lost that is conceded, doubled for the repetition: every Map-Server
+	// must have heard of the claim that it speaks of.
+	concedeAfter = 250 * time.Millisecond
+	concedeTries = 2
+	deleteTime   = 10 * time.Second // then a deregistration is given up: the mapping expires
+	bundleSize   = 1200             // bytes of a Map-Register that we put together of many records
+	answerTime   = time.Minute      // how long a Map-Register may be answered
 )
 
 // When the same EID is claimed to and fro (RFC 7432 section 15.1 has the rule for MAC addresses).
@@ -140,6 +153,7 @@ func newRegistrar(cfg registrarConfig) *registrar {
 		regs:            map[lisp.EID]*registration{},
 		sent:            map[uint64]*sentRegister{},
 		history:         map[lisp.EID]*history{},
+		conceded:        map[lisp.EID]*concession{},
 	}
 }
 
@@ -436,6 +450,42 @@ func (r *registrar) lose(m lisp.Mapping, now time.Time) {
 	delete(r.regs, m.EID)
 }
 
+// concede makes the Map-Servers be told that e was lost to m rightly: its VM has left, as the hypervisor says, and the
+// claim is none of two that run the same VM. It is said as a deregistration of a version that is older than all that
+// a Map-Server may hold, so that it never takes anything away.
+func (r *registrar) concede(m lisp.Mapping, now time.Time) {
+	v := m.Version
+	for range 2 { // the one before it may be ours, still, somewhere
+		if v = (v - 1) & lisp.VersionMask; v == 0 {
+			v = lisp.VersionMask
+		}
+	}
+	r.conceded[m.EID] = &concession{version: v, next: now.Add(concedeAfter)}
+}
+
+// concessions returns what is to be conceded now. An EID that we claimed again meanwhile is not.
+func (r *registrar) concessions(now time.Time) (out []registerSend) {
+	var due []lisp.Mapping
+	for e, c := range r.conceded {
+		switch {
+		case r.holds(e) || c.tries >= concedeTries:
+			delete(r.conceded, e)
+		case !c.next.After(now):
+			due = append(due, lisp.Mapping{EID: e, TTL: lisp.TTLDelete, Version: c.version, Authoritative: true,
+				Locators: r.rlocs, XTRID: r.id, SiteID: r.site})
+			c.tries++
+			c.next = now.Add(concedeAfter << c.tries)
+		}
+	}
+	slices.SortFunc(due, func(a, b lisp.Mapping) int { return a.EID.Compare(b.EID) })
+	for part := range slices.Chunk(due, max(1, (bundleSize-registerOverhead)/r.recordSize(lisp.HostEID(1, netip.IPv6Loopback())))) {
+		for s := range r.servers {
+			out = append(out, registerSend{s, &lisp.MapRegister{HasXTRID: true, Nonce: r.nonce(now), XTRID: r.id, SiteID: r.site, Records: part}})
+		}
+	}
+	return out
+}
+
 // newer takes a version that a Map-Server gave our mapping, if it is newer than what we registered: all are
 // told again.
 func (r *registrar) newer(reg *registration, v lisp.Version, now time.Time) {
@@ -466,6 +516,9 @@ func (r *registrar) next() time.Time {
 				t = earlier(t, reg.peers[s].next)
 			}
 		}
+	}
+	for _, c := range r.conceded {
+		t = earlier(t, c.next)
 	}
 	return t
 }
@@ -500,7 +553,7 @@ func (r *registrar) tick(now time.Time) []registerSend {
 			out = r.bundle(out, s, due, now)
 		}
 	}
-	return out
+	return append(out, r.concessions(now)...)
 }
 
 // urgent reports whether Map-Server s should hear of reg quickly.
