@@ -50,9 +50,9 @@ type Transfer struct {
 	CopyDisks bool
 	// Blackout is how long a namespace VM runs nowhere, at least. A real one takes the time that it takes.
 	Blackout time.Duration
-	// MaxDowntime is what a real VM's VMM is told, 0 = 20 ms.
+	// MaxDowntime is what a real VM's VMM is told, 0 = one that makes it short.
 	MaxDowntime time.Duration
-	// Bandwidth bounds the copy of a real VM, in bytes a second; 0 = its VMM's default.
+	// Bandwidth bounds the copy of a real VM, in bytes a second; 0 = as fast as can be.
 	Bandwidth uint64
 	// Fail has the migration fail once the VM has stopped, after Blackout, so that it goes on at the source.
 	Fail bool

@@ -135,7 +135,10 @@ func (v *qemuVM) Boot(ctx context.Context, at *Host) error {
 
 // Defaults of a migration.
 const (
-	defaultDowntime  = 20 * time.Millisecond // QEMU's own 300 ms make a blackout of 80 ms; this, one of 5 to 20
+	// QEMU's own 300 ms make a blackout of 80 ms; this, one of 5 to 10.
+	defaultDowntime = 10 * time.Millisecond
+	// As fast as can be: with few rounds of copying there are few moments at which the emulation can lose a write.
+	defaultBandwidth = 1 << 30
 	migrationTimeout = 2 * time.Minute
 )
 
@@ -175,7 +178,7 @@ func (v *qemuVM) Migrate(ctx context.Context, t Transfer) (Switch, error) {
 	moving, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	hooks := v.hear(moving, t, src, dst, func() { giveUp(errCancelled) })
-	o := qmp.Options{Listen: "unix:" + socket, Mode: qmp.Mode(t.Mode), MaxDowntime: cmp.Or(t.MaxDowntime, defaultDowntime), Bandwidth: t.Bandwidth}
+	o := qmp.Options{Listen: "unix:" + socket, Mode: qmp.Mode(t.Mode), MaxDowntime: cmp.Or(t.MaxDowntime, defaultDowntime), Bandwidth: cmp.Or(t.Bandwidth, defaultBandwidth)}
 	if t.CopyDisks {
 		o.Disks, o.NBD = []qmp.Disk{{Node: diskNode}}, qmp.NBD{Path: socket + ".nbd"}
 	}
