@@ -83,9 +83,13 @@ func progressOf(s parameters) controller.Progress {
 	return p
 }
 
+// measuredTime is how long the target's daemon may take to say what it measured: it need not be within our reach, and
+// the migration is over.
+const measuredTime = 300 * time.Millisecond
+
 // measured is the downtime that the target's daemon measured, if it can be asked; else what is known.
 func (j *job) measured(ctx context.Context, known time.Duration) time.Duration {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), measuredTime)
 	defer cancel()
 	var took time.Duration
 	_, err := j.atTarget(ctx, func(c *conn, dom golibvirt.Domain) (golibvirt.DomainState, error) {
