@@ -30,6 +30,8 @@ func (nothing) Discard(uint32)                                        {}
 func (nothing) Replay(uint32, uint16, uint64) int                     { return 0 }
 func (nothing) Forget(uint16)                                         {}
 func (nothing) PortStats(int) (read, dropped uint64, err error)       { return 0, 0, nil }
+func (nothing) Arm(int)                                               {}
+func (nothing) Delivered(int) (uint64, error)                         { return 0, nil }
 
 // idle is an engine whose owner is the test: it does not run.
 func idle(t testing.TB) *XTR {

@@ -962,6 +962,13 @@ func (p *labPlane) PortStats(index int) (read, dropped uint64, err error) {
 	return 0, 0, errors.New("no such interface")
 }
 
+func (p *labPlane) Arm(int) {}
+
+func (p *labPlane) Delivered(index int) (uint64, error) {
+	read, _, err := p.PortStats(index)
+	return read, err
+}
+
 // setAt is when the last route that fits was set; zero: never.
 func (p *labPlane) setAt(e lisp.EID, fits func(fib.Route) bool) time.Time {
 	p.mu.Lock()

@@ -256,7 +256,7 @@ func (x *XTR) replay(h *handover, now time.Time) {
 		n := 0
 		var errs []error
 		for _, p := range ports {
-			read, _, err := x.ports.PortStats(p.index)
+			read, err := x.ports.Delivered(p.index)
 			if err != nil {
 				errs = append(errs, err)
 				continue
@@ -291,6 +291,7 @@ func (x *XTR) base(h *handover) {
 				return
 			}
 			base[p.index] = dropped
+			x.ports.Arm(p.index)
 		}
 		x.in.rush(func(time.Time) { // not behind the stop that it was read before
 			if h.State == Armed { // later ones may be packets that the VM missed because it had stopped

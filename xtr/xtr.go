@@ -60,6 +60,10 @@ type SlowPath interface {
 // because it did not read them in time.
 type Ports interface {
 	PortStats(ifindex int) (read, dropped uint64, err error)
+	// Arm is told of an interface whose VM may stop soon.
+	Arm(ifindex int)
+	// Delivered is how many packets a VM that has stopped has got of those that were read.
+	Delivered(ifindex int) (uint64, error)
 }
 
 // XTR is the control plane of one xTR. All methods may be called from any goroutine.

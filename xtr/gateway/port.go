@@ -20,7 +20,8 @@ type port struct {
 	conn  *packet.Conn
 	done  chan struct{} // closed when its goroutine has ended
 
-	wanted atomic.Bool // announcements are asked for
+	wanted atomic.Bool            // announcements are asked for
+	reader atomic.Pointer[reader] // who was found to read it; see readBy
 
 	answers   bucket // of messages
 	sightings bucket
