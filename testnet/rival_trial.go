@@ -61,13 +61,19 @@ const (
 	trialTCPFrom = "tcp-from-vm"
 )
 
-// Run makes one trial. An error is one of the test's own steps, and leaves the lab in an unknown state: close it.
+// Run makes one trial. An error leaves the lab in an unknown state, as flaws do: close it. When the VMM has broken its
+// guest, what could not be done for that is a flaw, too, and no error.
 func (l *Lab) Run(ctx context.Context, t Trial) (TrialResult, error) {
 	r, err := l.trial(ctx, t)
-	if err != nil {
-		return r, fmt.Errorf("testnet: lab of %s: %w", l.way, err)
+	if err == nil {
+		return r, nil
 	}
-	return r, nil
+	err = fmt.Errorf("testnet: lab of %s: %w", l.way, err)
+	if flaws := l.vm.Flaws(); len(flaws) > 0 && ctx.Err() == nil {
+		r.Flaws = append(flaws, err.Error())
+		return r, nil
+	}
+	return r, err
 }
 
 func (l *Lab) trial(ctx context.Context, t Trial) (r TrialResult, err error) {

@@ -116,8 +116,8 @@ type handoverBench struct {
 }
 
 // setAsideLimit is how many trials of one system in one setting may be set aside, and made again, because the tester or
-// the VMM was at fault. More, and the run is given up: who is at fault so often is not to be believed in the rest.
-const setAsideLimit = 3
+// the VMM was at fault, or for reasons unknown. More, and the run is given up: it is not to be believed in the rest.
+func setAsideLimit(moves int) int { return max(3, moves/4) }
 
 // step makes one trial, again if it does not count.
 func (b *handoverBench) step(ctx context.Context, s handoverStep) error {
@@ -138,10 +138,11 @@ func (b *handoverBench) step(ctx context.Context, s handoverStep) error {
 		aside := SetAside{System: row.System, Rate: setting.Rate, DowntimeMS: setting.DowntimeMS, Result: r}
 		if err != nil {
 			aside.Error = err.Error()
+			row.Unexplained++
 		}
 		b.report.SetAside = append(b.report.SetAside, aside)
 		b.Progress("set aside: " + aside.line())
-		if row.aside++; row.aside > setAsideLimit {
+		if row.aside++; row.aside > setAsideLimit(b.Moves) {
 			return fmt.Errorf("bench: %d trials of %s had to be set aside, the last one: %s", row.aside, row.System, aside.line())
 		}
 		if err := b.renew(ctx, row.System); err != nil {
@@ -155,7 +156,7 @@ func (b *handoverBench) renew(ctx context.Context, w testnet.Way) error {
 	if old := b.labs[w]; old != nil {
 		delete(b.labs, w)
 		if err := old.Close(); err != nil {
-			return err
+			b.Progress(fmt.Sprintf("%s did not end well: %v", w, err)) // it was broken: a new one will do
 		}
 	}
 	l, err := b.start(ctx, w)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -192,6 +193,18 @@ func TestHandoverSetAside(t *testing.T) {
 				t.Errorf("%s %s: %d moves", s.Name(), r.System, len(r.Trials))
 			}
 		}
+	}
+
+	// What failed while nobody else is known to be at fault counts against ours.
+	f = &fakes{result: func(w testnet.Way, tr testnet.Trial, nth int) (testnet.TrialResult, error) {
+		r, err := good(w, tr, nth)
+		if w == testnet.WayTabi && nth == 6 {
+			err = errors.New("no answer")
+		}
+		return r, err
+	}}
+	if h, err = f.measure(f.options()); err != nil || h.Pass || !strings.Contains(fmt.Sprint(h.Claims), "1 more trials failed") {
+		t.Errorf("%v, %+v", err, h)
 	}
 
 	f = &fakes{result: func(testnet.Way, testnet.Trial, int) (testnet.TrialResult, error) {

@@ -19,7 +19,7 @@ func (h *Handover) Write(w io.Writer) error {
 		p.setting(&h.Settings[i])
 	}
 	for _, a := range h.SetAside {
-		p.f("set aside and made again, for the tester or the VMM was at fault: %s\n", a.line())
+		p.f("set aside and made again: %s\n", a.line())
 	}
 	for _, why := range h.Invalid {
 		p.f("INVALID: %s\n", why)
