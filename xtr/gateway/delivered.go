@@ -83,21 +83,33 @@ func (g *Gateway) portAt(ifindex int) *port {
 	return g.ports[ifindex]
 }
 
-// readBy returns who reads the TAP called name; the zero reader if that is nobody who reads ahead.
+// readBy returns who reads the TAP called name; the zero reader if that is nobody who reads ahead. A name says nothing of
+// its network namespace: of two, it is who is in ours.
 func (p *port) readBy(name string) reader {
 	if by := p.reader.Load(); by != nil && holds(by.fdinfo, name) {
 		return *by
 	}
 	var by reader
+	ours, _ := os.Readlink("/proc/self/ns/net")
 	exes, _ := filepath.Glob("/proc/[0-9]*/exe")
 	for _, exe := range exes {
 		if path, err := os.Readlink(exe); err != nil || !strings.Contains(filepath.Base(path), "qemu") {
 			continue
 		}
-		if by = readerIn(filepath.Dir(exe), name); by.pid != 0 {
-			p.reader.Store(&by)
-			break
+		dir := filepath.Dir(exe)
+		netns, _ := os.Readlink(filepath.Join(dir, "ns", "net"))
+		if by.pid != 0 && netns != ours {
+			continue
 		}
+		if found := readerIn(dir, name); found.pid != 0 {
+			by = found
+			if netns == ours {
+				break
+			}
+		}
+	}
+	if by.pid != 0 {
+		p.reader.Store(&by)
 	}
 	return by
 }
