@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
@@ -76,6 +77,51 @@ func TestCopies(t *testing.T) {
 		if g, n := l.given(), l.readOf("tap0"); g != n {
 			t.Fatalf("%d given, %d read", g, n)
 		}
+	}
+}
+
+// TestCopyAfterTheRouteChanged: a packet whose route was looked up just before its VM stopped is given to the VM when the
+// route leads elsewhere already. It is copied all the same, for a moment; then nothing is.
+func TestCopyAfterTheRouteChanged(t *testing.T) {
+	l := newLab(t)
+	l.bothHome(false)
+	s := l.packet("tap0") // comes to the interface without a look at the routes
+	for _, v6 := range both {
+		r := l.home(vmEID.of(v6))
+		r.Copy = true
+		for _, away := range []fib.Route{
+			{EID: r.EID, Do: fib.Hold, Hold: 3},
+			{EID: r.EID, Do: fib.Encap, Locators: []lisp.Locator{{RLOC: farRLOC.v4, Priority: 1, Weight: 100, Reachable: true}}},
+		} {
+			l.set(r)
+			l.set(away)
+			s.send(udp(gatewayMAC, vmMAC, header{src: farEID.of(v6), dst: vmEID.of(v6)}, 1, 2, []byte("late")))
+			l.vm.want()
+			up := l.up.want()
+			if u, ok := fib.DecodeUp(up); !ok || u != (fib.Up{Reason: fib.UpCopy, Port: l.port, Seq: uint32(l.readOf("tap0"))}) {
+				t.Fatalf("route %d: the copy went up as %+v", away.Do, u)
+			}
+			time.Sleep(copyLinger + 50*time.Millisecond)
+			s.send(udp(gatewayMAC, vmMAC, header{src: farEID.of(v6), dst: vmEID.of(v6)}, 1, 2, []byte("too late")))
+			l.vm.want()
+			l.up.none()
+		}
+		// A VM that stays is copied no more at once.
+		l.set(r)
+		r.Copy = false
+		l.set(r)
+		s.send(udp(gatewayMAC, vmMAC, header{src: farEID.of(v6), dst: vmEID.of(v6)}, 1, 2, []byte("stays")))
+		l.vm.want()
+		l.up.none()
+		// Prepared again within the moment, it is copied, and stays so.
+		r.Copy = true
+		l.set(r)
+		time.Sleep(copyLinger + 50*time.Millisecond)
+		s.send(udp(gatewayMAC, vmMAC, header{src: farEID.of(v6), dst: vmEID.of(v6)}, 1, 2, []byte("again")))
+		l.vm.want()
+		l.up.want()
+		r.Copy = false
+		l.set(r)
 	}
 }
 

@@ -26,6 +26,7 @@ type portState struct {
 	entry  portEntry
 	copies int
 	facts  linkFacts // not written yet; zero: nothing has changed
+	linger bool      // copies are still made, though no route asks for them: see copyLinger
 }
 
 // hostRoute is a change to the host's own routes, for a port that its stack forwards to.
@@ -278,6 +279,13 @@ func (t *portTable) settle() error {
 		}
 		e := s.entry
 		e.Copies = uint32(max(s.copies, 0))
+		if e.Copies == 0 && e.Copies != s.entry.Copies || s.linger {
+			e.Copies = max(e.Copies, 1)
+			if !s.linger {
+				s.linger = true
+				t.d.done.Go(func() { t.d.endLinger(n, s) })
+			}
+		}
 		if s.facts != (linkFacts{}) {
 			e.MAC, e.MTU = s.facts.mac, s.facts.mtu
 			s.facts = linkFacts{}
@@ -297,6 +305,29 @@ func (t *portTable) settle() error {
 		return fmt.Errorf("kernel: ports: %w", err)
 	}
 	return nil
+}
+
+// copyLinger is for how long a port's copies are made after the last route that asked for them has changed: a program
+// that looked that route up before may have been kept from running. As long as the slow path takes them.
+const copyLinger = 50 * time.Millisecond
+
+// endLinger ends the copies of a port for which no route asks any more.
+func (d *DataPlane) endLinger(n uint16, s *portState) {
+	select {
+	case <-d.quit:
+		return
+	case <-time.After(copyLinger):
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.linger = false
+	if d.ports.ports[n] != s || s.copies > 0 {
+		return
+	}
+	s.entry.Copies = 0
+	if err := d.maps["ports"].Put(uint32(n-1), s.entry); err != nil {
+		d.log.Warn("a port is still copied", "port", n, "error", err)
+	}
 }
 
 // setHostRoute lets the host's stack find a VM that it is to forward to.

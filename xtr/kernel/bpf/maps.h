@@ -74,7 +74,7 @@ struct port {
 	u8 flags;
 	u8 pad;
 	u64 base;   /* what the interface had counted before given began */
-	u32 copies; /* Deliver routes with Copy to this port */
+	u32 copies; /* Deliver routes with Copy to this port; not 0 for a moment longer */
 	u32 mtu;    /* of the interface, 0 = unknown */
 };
 

@@ -111,7 +111,12 @@ SEC("tc") int vm_out(struct __sk_buff *skb)
 	if (!c || !c->door)
 		return TC_ACT_UNSPEC;
 	m = find(c, &p.dst, p.tag, &counter);
-	if (!m || m->act != DO_DELIVER || !(m->flags & M_COPY) || m->ifindex != skb->ifindex)
+	if (!m)
+		return TC_ACT_UNSPEC;
+	/* Another program looked the route up to come here. If the VM has stopped since, the route leads elsewhere
+	 * by now, and the copy is all that will be left of the packet. */
+	if (m->act != DO_ENCAP && m->act != DO_HOLD &&
+	    (m->act != DO_DELIVER || !(m->flags & M_COPY) || m->ifindex != skb->ifindex))
 		return TC_ACT_UNSPEC;
 	f = (void *)(long)skb->data;
 	if ((void *)(f + ETH_LEN) > (void *)(long)skb->data_end)
