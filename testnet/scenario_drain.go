@@ -90,6 +90,10 @@ func (d *drain) play(ctx context.Context) (*DrainReport, error) {
 		return nil, err
 	}
 	defer d.wire.stop()
+	dropped, err := d.c.daemonDrops(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if err := d.f.flows.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -111,6 +115,11 @@ func (d *drain) play(ctx context.Context) (*DrainReport, error) {
 		return nil, context.Cause(ctx)
 	}
 	r := d.report
+	now, err := d.c.daemonDrops(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.Dropped = grown(dropped, now)
 	if r.Usage, err = meter.read(); err != nil {
 		return nil, err
 	}

@@ -39,8 +39,11 @@ type DrainReport struct {
 	WireMissed uint64   `json:"wire_missed"`    // and those that passed unseen
 	Misplaced  []string `json:"misplaced,omitempty"`
 	Usage      []Usage  `json:"usage"`
-	Machine    Machine  `json:"machine"`
-	Problems   []string `json:"problems,omitempty"`
+	// Dropped is what the data planes dropped meanwhile, by host and reason. Not all of it is anybody's loss: a VM's own
+	// probes on its link are among it.
+	Dropped  map[string]uint64 `json:"dropped"`
+	Machine  Machine           `json:"machine"`
+	Problems []string          `json:"problems,omitempty"`
 }
 
 // DrainMove is one VM's move.
@@ -152,6 +155,9 @@ func (r *DrainReport) WriteText(w io.Writer) error {
 	p.f("places: %d readings of the tables of Map-Servers and D-ETRs, %d packets looked at on the wire\n", r.TableLooks, r.WireFrames)
 	p.few("misplaced", r.Misplaced)
 	p.usage(r.Usage)
+	for _, what := range slices.Sorted(maps.Keys(r.Dropped)) {
+		p.f("dropped at %s: %d\n", what, r.Dropped[what])
+	}
 	if r.Machine.BacklogDrops > 0 {
 		p.f("this machine's kernel dropped %d packets because a CPU's input queue was full\n", r.Machine.BacklogDrops)
 	}

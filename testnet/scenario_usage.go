@@ -1,8 +1,10 @@
 package testnet
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -75,6 +77,40 @@ func (m *usageMeter) read() (out []Usage, err error) {
 			MemoryBeginMiB: mib(d.begin.rssKiB), MemoryPeakMiB: mib(u.hwmKiB), MemoryEndMiB: mib(u.rssKiB)})
 	}
 	return out, nil
+}
+
+// daemonDrops are the packets that the cloud's data planes say they dropped, by host, part and reason.
+func (c *Cloud) daemonDrops(ctx context.Context) (map[string]uint64, error) {
+	out := map[string]uint64{}
+	for _, role := range []string{"xtr", "detr"} {
+		for _, n := range nodesOf(role, inCloud) {
+			var rows []struct {
+				Part    string `json:"part"`
+				Counter string `json:"counter"`
+				Value   uint64 `json:"value"`
+			}
+			if err := c.hosts[n.name].Admin(ctx, http.MethodGet, "/v1/show/counters", nil, &rows); err != nil {
+				return nil, err
+			}
+			for _, r := range rows {
+				if r.Part == "kernel" && r.Counter != "encap" && r.Counter != "decap" && r.Counter != "door" || strings.HasPrefix(r.Counter, "drop_") || r.Counter == "replay_missing" {
+					out[n.name+": "+r.Part+" "+r.Counter] += r.Value
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// grown is what is more in now than in before.
+func grown(before, now map[string]uint64) map[string]uint64 {
+	out := map[string]uint64{}
+	for k, n := range now {
+		if n > before[k] {
+			out[k] = n - before[k]
+		}
+	}
+	return out
 }
 
 // clockTick is the unit of times in /proc: USER_HZ, 100 on every architecture that Go runs on.
