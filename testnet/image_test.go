@@ -91,8 +91,9 @@ func TestGuestBoots(t *testing.T) {
 	must(t, os.WriteFile(disk, make([]byte, 4<<20), 0o644))
 	// Its second interface leads nowhere; that it has its address is seen through the first.
 	second := netip.MustParsePrefix("10.7.1.10/24")
+	monitor := filepath.Join(t.TempDir(), "qmp")
 	g := bootGuest(t, GuestParams{Name: "web", Dirty: 1, NICs: []GuestNIC{{Addrs: []netip.Prefix{second}}}},
-		"-netdev", "hubport,id=n1,hubid=1", "-device", "virtio-net-pci,netdev=n1,romfile=,"+GuestVirtio+",mac=52:54:00:00:07:11", "-drive", "if=none,id=d0,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=d0,"+GuestVirtio)
+		"-qmp", "unix:"+monitor+",server=on,wait=off", "-netdev", "hubport,id=n1,hubid=1", "-device", "virtio-net-pci,netdev=n1,romfile=,"+GuestVirtio+",mac=52:54:00:00:07:11", "-drive", "if=none,id=d0,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=d0,"+GuestVirtio)
 	g.waitPing(t)
 	must(t, g.host.ns.AddRoute(second.Masked(), guest4, "tap0"))
 	if _, err := Ping(within(t, 10*time.Second), g.host.ns, guestGW4, second.Addr()); err != nil {
@@ -136,6 +137,7 @@ func TestGuestBoots(t *testing.T) {
 	if bad.Wrong != 1 || !strings.Contains(bad.First, "block 5") {
 		t.Errorf("%+v", bad)
 	}
+	g.checkStoppedQEMU(t, monitor)
 	if trouble, ok, err := GuestTroubleIn(g.serial); ok || err != nil {
 		t.Error(trouble, err)
 	}
