@@ -89,9 +89,11 @@ func demo(ctx context.Context, out, progress io.Writer, o demoOptions) (err erro
 	}
 	p := newProgress(progress)
 	defer p.close()
-	c, err := testnet.Start(ctx, testnet.Options{Binary: exe, Pcap: o.pcap, Rate: o.rate, BitRate: o.bitRate,
+	options := testnet.Options{Binary: exe, Pcap: o.pcap, Rate: o.rate, BitRate: o.bitRate,
 		Seed: o.scenario.Seed, LogLevel: o.logLevel, Janitor: []string{exe, "demo", "janitor"}, Progress: p.step, KeepFailed: o.keep,
-		VM: o.vm})
+		VM: o.vm}
+	o.other.apply(&options)
+	c, err := testnet.Start(ctx, options)
 	if c != nil {
 		defer func() {
 			p.step("taking everything down")
