@@ -168,8 +168,8 @@ func (t *portTable) rebase(n uint16, sent uint64) error {
 
 // How often a port's count is compared with its interface's after a VM was prepared to leave.
 const (
-	comparisons  = 100
-	compareEvery = 2 * time.Millisecond
+	comparisons  = 40
+	compareEvery = 5 * time.Millisecond
 )
 
 // aboutToCopy is called before a route begins to copy what goes to a port.
