@@ -15,8 +15,8 @@ import (
 // on only when the VM runs again. That packet is counted as sent, and the VM never gets it. Whether it has been read
 // already shows when the TAP is given one more frame: it is read, or it is not.
 
-// pokeTime is how long a frame may lie in the TAP before QEMU's main loop, which sleeps, is known not to read;
-// pokeMost bounds how long a main loop is waited for that is kept from running.
+// pokeTime is how long a frame may lie in the TAP before a main loop that waits for its files is known not to wait for
+// that; pokeMost bounds how long a main loop is waited for that has no time.
 const (
 	pokeStep = 250 * time.Microsecond
 	pokeTime = time.Millisecond
@@ -59,7 +59,7 @@ func (g *Gateway) Delivered(ifindex int) (uint64, error) {
 	if err := p.poke(); err != nil {
 		return read, fmt.Errorf("gateway: interface %s: %w", p.name, err)
 	}
-	asleep := 0
+	idle := 0
 	for begin := time.Now(); time.Since(begin) < pokeMost; time.Sleep(pokeStep) {
 		now, _, err := g.PortStats(ifindex)
 		if err != nil {
@@ -68,9 +68,9 @@ func (g *Gateway) Delivered(ifindex int) (uint64, error) {
 		if now > read {
 			return read, nil // what it reads now it holds back
 		}
-		if !sleeps(by.pid) {
-			asleep = 0
-		} else if asleep++; asleep > 1 && time.Since(begin) >= pokeTime {
+		if !polls(by.pid) {
+			idle = 0
+		} else if idle++; idle > 1 && time.Since(begin) >= pokeTime {
 			break
 		}
 	}
@@ -139,14 +139,16 @@ func holds(fdinfo, name string) bool {
 	return err == nil && bytes.Contains(b, []byte("iff:\t"+name+"\n"))
 }
 
-// sleeps reports whether the main thread of a process waits for something.
-func sleeps(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, pid))
+// polls reports whether the main thread of a process waits for its files; not for a lock, behind which it would not
+// read what has come.
+func polls(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/syscall", pid, pid))
 	if err != nil {
 		return false
 	}
-	_, state, found := bytes.Cut(b[bytes.LastIndexByte(b, '(')+1:], []byte(") "))
-	return found && len(state) > 0 && state[0] == 'S'
+	var call int
+	_, err = fmt.Fscan(bytes.NewReader(b), &call) // "running" is no number
+	return err == nil && call >= 0 && call != unix.SYS_FUTEX
 }
 
 // poke puts a frame into the TAP that no guest takes. It passes by the egress hook: it is none of the packets that the
