@@ -36,6 +36,10 @@ type Report struct {
 	Seconds  float64       `json:"seconds"`
 	Medians  Medians       `json:"medians"`
 	Targets  []Target      `json:"targets"`
+	Beyond   []Beyond      `json:"beyond_blackout"`
+	// GuestFaults are guests that their VMM broke, as software emulation does when it loses a page of memory in a
+	// migration. The run ends there and proves nothing.
+	GuestFaults []string `json:"guest_faults,omitempty"`
 }
 
 // Target is a time that this project holds itself to. A busy machine misses it without anything being lost: it is
@@ -53,6 +57,37 @@ const (
 	gapTarget  = 20
 	pushTarget = 5
 )
+
+// Beyond is by how much the moves interrupted a flow for longer than the VM ran nowhere: the longest gap around each move
+// less that move's blackout, in milliseconds, over all moves.
+type Beyond struct {
+	Flow       string  `json:"flow"`
+	MedianMS   float64 `json:"median_ms"`
+	P95MS      float64 `json:"p95_ms"`
+	MaxMS      float64 `json:"max_ms"`
+	Lost       uint64  `json:"lost"`
+	Duplicated uint64  `json:"duplicated"`
+	Reordered  uint64  `json:"reordered"`
+	// Detoured are those of Reordered that took the longer way over the VM's old host, see [FlowReport].
+	Detoured uint64 `json:"detoured"`
+}
+
+// beyond is the distribution of each flow that has a gap for each move.
+func beyond(moves []*MoveReport, flows []FlowReport) (out []Beyond) {
+	for _, f := range flows {
+		if len(f.Gaps) == 0 || len(f.Gaps) != len(moves) {
+			continue
+		}
+		over := make([]float64, len(moves))
+		for i, m := range moves {
+			over[i] = f.Gaps[i] - m.BlackoutMS
+		}
+		slices.Sort(over)
+		out = append(out, Beyond{Flow: f.Name, MedianMS: median(over), P95MS: over[(len(over)*95+99)/100-1], MaxMS: over[len(over)-1],
+			Lost: f.Lost, Duplicated: f.Duplicated, Reordered: f.Reordered, Detoured: f.Detoured})
+	}
+	return out
+}
 
 // Medians are over all moves, in milliseconds.
 type Medians struct {
@@ -97,6 +132,9 @@ func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 		}
 		r.Moves = append(r.Moves, m)
 		c.opts.Progress(m.line())
+		if r.GuestFaults = c.guestFaults(); len(r.GuestFaults) > 0 {
+			break
+		}
 	}
 	if err := sleep(ctx, s.Interval); err != nil {
 		return nil, err
@@ -113,11 +151,7 @@ func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 	for _, vm := range c.vms {
 		r.Machine.VMMLost += vm.Lost()
 	}
-	for name, m := range c.guests {
-		if c.vms[name] == nil {
-			r.Problems = append(r.Problems, m.Flaws()...)
-		}
-	}
+	r.GuestFaults = c.guestFaults()
 	var err error
 	if r.Machine.LinkDrops, err = c.drops.since(c.hosts); err != nil {
 		return nil, err
@@ -125,6 +159,16 @@ func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 	r.Seconds = time.Since(begin).Seconds()
 	r.judge()
 	return r, nil
+}
+
+// guestFaults are what the VMMs of real guests got wrong.
+func (c *Cloud) guestFaults() (out []string) {
+	for name, m := range c.guests {
+		if c.vms[name] == nil {
+			out = append(out, m.Flaws()...)
+		}
+	}
+	return out
 }
 
 // next is the next hypervisor of the tour.
@@ -175,6 +219,7 @@ func (r *Report) judge() {
 			r.Targets[i].Met = t.Got <= t.AtMost
 		}
 	}
+	r.Beyond = beyond(r.Moves, r.Flows)
 	var sent, received, lost, doubled uint64
 	broken := 0
 	for _, f := range r.Flows {
@@ -196,13 +241,17 @@ func (r *Report) judge() {
 	if r.Machine.VMMLost > 0 {
 		r.Problems = append(r.Problems, fmt.Sprintf("the tester's own VMM lost %d frames: this run proves nothing", r.Machine.VMMLost))
 	}
-	r.Pass = lost == 0 && doubled == 0 && broken == 0 && len(r.Problems) == 0 && sent > 0
+	r.Pass = lost == 0 && doubled == 0 && broken == 0 && len(r.Problems) == 0 && sent > 0 && len(r.GuestFaults) == 0
 	moved := fmt.Sprintf("the VM moved %d times", len(r.Moves))
 	if len(r.Moves) == 1 {
 		moved = "the VM moved once"
 	}
 	if r.Pass {
 		r.Verdict = fmt.Sprintf("PASS: %s; of %d packets in %d flows none was lost, none came twice, and the transfers are intact", moved, sent, len(r.Flows))
+		return
+	}
+	if n := len(r.GuestFaults); n > 0 {
+		r.Verdict = fmt.Sprintf("VOID: after %d moves the guest was broken by its emulator, not by the network: %s", len(r.Moves), r.GuestFaults[0])
 		return
 	}
 	var why []string
@@ -232,6 +281,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	if len(r.Moves) > 1 {
 		p.f("\nmedians of %d moves: blackout %.1f ms, prepare %.1f ms, run to claim %.1f ms, run to the D-ETRs' kernels %.1f ms\n",
 			len(r.Moves), r.Medians.BlackoutMS, r.Medians.PrepareMS, r.Medians.RunToClaimMS, r.Medians.RunToPushMS)
+		p.beyond(r.Beyond)
 	}
 	for _, t := range r.Targets {
 		met := "met"
@@ -280,6 +330,23 @@ func (p *printer) move(m *MoveReport) {
 	}
 	if len(m.Dropped) > 0 {
 		p.f("  dropped: %v\n", m.Dropped)
+	}
+}
+
+// beyond prints the distributions.
+func (p *printer) beyond(all []Beyond) {
+	if len(all) == 0 {
+		return
+	}
+	p.f("\nlongest gap of each move, less the time in which the VM ran nowhere:\n")
+	t := tabwriter.NewWriter(p.w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	_, err := fmt.Fprintln(t, "flow\tmedian ms\t95% ms\tmax ms\tlost\tdouble\treordered\tover the old host\t")
+	for _, b := range all {
+		_, e := fmt.Fprintf(t, "%s\t%.1f\t%.1f\t%.1f\t%d\t%d\t%d\t%d\t\n", b.Flow, b.MedianMS, b.P95MS, b.MaxMS, b.Lost, b.Duplicated, b.Reordered, b.Detoured)
+		err = errors.Join(err, e)
+	}
+	if err := errors.Join(err, t.Flush()); p.err == nil {
+		p.err = err
 	}
 }
 

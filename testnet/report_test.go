@@ -211,3 +211,20 @@ func TestConfigFilesName(t *testing.T) {
 		t.Errorf("the other network knows the cloud's insides:\n%s", x)
 	}
 }
+
+func TestBeyondTheBlackout(t *testing.T) {
+	moves := make([]*MoveReport, 20)
+	gaps := make([]float64, 20)
+	for i := range moves {
+		moves[i], gaps[i] = &MoveReport{BlackoutMS: 100}, 100+float64(20-i)
+	}
+	got := beyond(moves, []FlowReport{{Name: "udp", Gaps: gaps, Lost: 1, Duplicated: 2, Reordered: 3, Detoured: 4}, {Name: "has no gaps"}})
+	want := []Beyond{{Flow: "udp", MedianMS: 10.5, P95MS: 19, MaxMS: 20, Lost: 1, Duplicated: 2, Reordered: 3, Detoured: 4}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	r := &Report{Moves: moves[:2], GuestFaults: []string{"web: broken"}}
+	if r.judge(); r.Pass || !strings.HasPrefix(r.Verdict, "VOID: after 2 moves") {
+		t.Errorf("%+v", r)
+	}
+}
