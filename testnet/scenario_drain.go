@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // DrainOptions say how a hypervisor is drained. The zero value is the demo's.
@@ -242,7 +244,7 @@ func (d *drain) move(ctx context.Context, i int, p drainStep) error {
 	if err := v.vm.Open(to.ns); err != nil {
 		return err
 	}
-	if err := sleep(ctx, tapLead); err != nil {
+	if err := awaitServed(ctx, to.ns, v.vm.Tap); err != nil {
 		return err
 	}
 	paused := v.vm.Pause()
@@ -273,6 +275,35 @@ func (d *drain) move(ctx context.Context, i int, p drainStep) error {
 	}
 	return nil
 }
+
+// awaitServed waits until the agent has made an interface its own, which shows in its MAC address, and then as long as a
+// VMM does at least: QEMU has the interface from when it starts until it has copied the VM's memory.
+func awaitServed(ctx context.Context, n *Namespace, tap string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, fmt.Errorf("the agent does not take %s within 10 s", tap))
+	defer cancel()
+	for {
+		mac := ""
+		err := n.Do(func() error {
+			l, err := netlink.LinkByName(tap)
+			if err == nil {
+				mac = l.Attrs().HardwareAddr.String()
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("testnet: %s: %w", tap, err)
+		}
+		if mac == gatewayMAC {
+			return sleep(ctx, qemuLead)
+		}
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// qemuLead is how long before a guest runs its interface is up at the target, as measured with QEMU.
+const qemuLead = 345 * time.Millisecond
 
 // step counts moves that are under way.
 func (d *drain) step(n int) {
