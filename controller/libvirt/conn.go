@@ -31,7 +31,7 @@ func (u uri) connect(ctx context.Context) (*conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	w := &wire{Conn: nc, lost: make(chan struct{})}
+	w := &wire{Conn: nc, lost: make(chan struct{}), drained: make(chan struct{})}
 	c := &conn{golibvirt.NewWithDialer(w), w}
 	opened := make(chan error, 1)
 	go func() { opened <- c.ConnectToURI(remote) }()
@@ -40,10 +40,11 @@ func (u uri) connect(ctx context.Context) (*conn, error) {
 	case <-ctx.Done():
 		_ = w.Close()
 		<-opened
-		err = context.Cause(ctx)
+		return nil, fmt.Errorf("connect: %w", context.Cause(ctx))
 	}
 	if err != nil {
 		_ = w.Close()
+		<-w.drained // then it is known why
 		return nil, fmt.Errorf("connect: %w", w.explain(err))
 	}
 	return c, nil
@@ -106,8 +107,9 @@ func do(ctx context.Context, c *conn, f func() error) error {
 type wire struct {
 	net.Conn
 
-	once sync.Once
-	lost chan struct{}
+	once    sync.Once
+	lost    chan struct{}
+	drained chan struct{} // closed when nothing more is read
 
 	mu  sync.Mutex
 	why error // what the transport said at its end
@@ -134,6 +136,7 @@ func (w *wire) Read(b []byte) (int, error) {
 	w.mu.Lock()
 	if w.why == nil {
 		w.why = err
+		close(w.drained)
 	}
 	w.mu.Unlock()
 	w.end()

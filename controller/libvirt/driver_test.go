@@ -157,6 +157,13 @@ func TestAWedgedDaemonHoldsNobodyUp(t *testing.T) {
 	if err := d.Watch(ctx, func(controller.GuestEvent) {}); err != nil {
 		t.Errorf("a watch that was to end: %v", err)
 	}
+	fresh, err := New(l.hv[0].URI(), nil)
+	must(t, err)
+	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := fresh.Guests(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("list by who is not connected: %v", err)
+	}
 }
 
 func TestCloseEndsWhatWaits(t *testing.T) {

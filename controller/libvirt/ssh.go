@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -100,8 +99,8 @@ func (p *pipeStderr) Write(b []byte) (int, error) {
 // Read reads what the process writes. Its end is told with what it said last.
 func (p *pipe) Read(b []byte) (int, error) {
 	n, err := p.out.Read(b)
-	if !errors.Is(err, io.EOF) {
-		return n, err
+	if err == nil {
+		return n, nil
 	}
 	select {
 	case <-p.done:

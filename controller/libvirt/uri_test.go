@@ -243,14 +243,14 @@ func TestWireFollowsPackets(t *testing.T) {
 	packet := func(n int) string { return "\x00\x00\x00" + string(rune(n)) + strings.Repeat("x", n-4) }
 	good := packet(28) + packet(100) + packet(29)
 	for name, r := range map[string]io.Reader{"whole": strings.NewReader(good), "bytes": iotest.OneByteReader(strings.NewReader(good)), "halves": iotest.HalfReader(strings.NewReader(good))} {
-		w := &wire{Conn: readConn{r}, lost: make(chan struct{})}
+		w := &wire{Conn: readConn{r}, lost: make(chan struct{}), drained: make(chan struct{})}
 		got, err := io.ReadAll(w)
 		if err != nil || !cmp.Equal(string(got), good) || w.why != io.EOF {
 			t.Errorf("%s: %q, %v, %v", name, got, err, w.why)
 		}
 	}
 	for name, bad := range map[string]string{"short": packet(28) + "\x00\x00\x00\x1b", "long": "\x7f\x00\x00\x00"} {
-		w := &wire{Conn: readConn{iotest.OneByteReader(strings.NewReader(bad))}, lost: make(chan struct{})}
+		w := &wire{Conn: readConn{iotest.OneByteReader(strings.NewReader(bad))}, lost: make(chan struct{}), drained: make(chan struct{})}
 		if _, _ = io.ReadAll(w); w.why != errNotLibvirt {
 			t.Errorf("%s: %v", name, w.why)
 		}
