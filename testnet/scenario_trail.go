@@ -213,7 +213,8 @@ func (t *tableTrails) look(table string, rows map[string]mappingRow, eids []stri
 // judge says what should not have been seen of an EID that moved from one RLOC to another.
 func (t *tableTrails) judge(eid string, from, to netip.Addr) (problems []string) {
 	for k, tr := range t.trails {
-		if k.eid == eid && !slices.Equal(tr.places, []netip.Addr{from, to}) {
+		// Whoever is read seldom may have been read first when the EID had moved.
+		if k.eid == eid && !slices.Equal(tr.places, []netip.Addr{from, to}) && !slices.Equal(tr.places, []netip.Addr{to}) {
 			problems = append(problems, fmt.Sprintf("%s had %s at %v, not at %s and then at %s only", k.table, eid, tr, from, to))
 		}
 	}
