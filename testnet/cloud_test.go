@@ -166,6 +166,26 @@ func wantNoLoss(t *testing.T, reports []FlowReport) {
 	}
 }
 
+// wantNoLossOfOurs is the promise for real guests. At a switch the QEMU of the source may lose a packet by itself, at
+// most one: its main loop reads one when the guest's state has changed already and its CPUs do not stand still yet, and
+// throws it away when they do. Without tabi, migrated to nowhere and called back 40 times at 2,200 packets/s, a guest
+// missed 5; a tap counts these as read like any other.
+func wantNoLossOfOurs(t *testing.T, reports []FlowReport, switches int) {
+	t.Helper()
+	var lost uint64
+	for _, r := range reports {
+		lost += r.Lost
+		if r.Lost > 0 {
+			t.Logf("%s: lost %d: %v", r.Name, r.Lost, r.Missing)
+			r.Lost = 0
+		}
+		wantNoLoss(t, []FlowReport{r})
+	}
+	if lost > uint64(switches) {
+		t.Errorf("%d packets lost in %d switches: QEMU loses one in each, at most", lost, switches)
+	}
+}
+
 func wantNoProblems(t *testing.T, moves ...*MoveReport) {
 	t.Helper()
 	for _, m := range moves {

@@ -110,7 +110,7 @@ func TestControllerMigrates(t *testing.T) {
 	if m = drive(t, c, map[string]any{"to": home, "mode": "postcopy"}, nil); m.Phase != "done" {
 		t.Errorf("%+v", m)
 	}
-	wantNoLoss(t, finish(t, c))
+	wantNoLossOfOurs(t, finish(t, c), 2)
 
 	// The controller is killed in the middle. The hypervisors go on; when it is back it asks them, and says what is. No
 	// packets are counted here: software emulation may lose a page of a guest that is sent slowly.

@@ -137,7 +137,7 @@ func TestQEMU(t *testing.T) {
 				may = s.may()
 			}
 			if may == 0 {
-				wantNoLoss(t, reports)
+				wantNoLossOfOurs(t, reports, len(moves))
 				return false
 			}
 			for _, r := range reports {

@@ -1,6 +1,7 @@
 package testnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ type Scenario struct {
 
 // Report is what came of a scenario.
 type Report struct {
+	VM       string        `json:"vm"` // kind of the VM that moved
 	Pass     bool          `json:"pass"`
 	Verdict  string        `json:"verdict"`
 	Problems []string      `json:"problems,omitempty"`
@@ -111,7 +113,7 @@ type Machine struct {
 // steps; that something was lost is a Report that does not pass.
 func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 	begin := time.Now()
-	r := &Report{Moves: []*MoveReport{}, Machine: machine()}
+	r := &Report{VM: cmp.Or(c.opts.VM, VMNamespace), Moves: []*MoveReport{}, Machine: machine()}
 	dropsBefore := backlogDrops()
 	if err := c.drops.reset(c.hosts); err != nil {
 		return nil, err
@@ -140,19 +142,19 @@ func (c *Cloud) Play(ctx context.Context, s Scenario) (*Report, error) {
 		return nil, err
 	}
 	c.opts.Progress("the last packets arrive")
-	if err := c.Flows.Stop(ctx); err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
+	err := c.Flows.Stop(ctx)
+	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
+	}
+	// A guest that broke down does not tell what it saw: that is said below.
+	if r.GuestFaults = c.guestFaults(); err != nil && len(r.GuestFaults) == 0 {
+		return nil, err
 	}
 	r.Flows = c.Flows.Report(Windows(r.Moves))
 	r.Machine.BacklogDrops = backlogDrops() - dropsBefore
 	for _, vm := range c.vms {
 		r.Machine.VMMLost += vm.Lost()
 	}
-	r.GuestFaults = c.guestFaults()
-	var err error
 	if r.Machine.LinkDrops, err = c.drops.since(c.hosts); err != nil {
 		return nil, err
 	}
@@ -264,6 +266,10 @@ func (r *Report) judge() {
 		}
 	}
 	r.Verdict = fmt.Sprintf("FAIL: %s; of %d packets in %d flows %d arrived: %s", moved, sent, len(r.Flows), received, strings.Join(why, ", "))
+	if (r.VM == VMQEMU || r.VM == VMLibvirt) && lost > 0 && lost <= uint64(len(r.Moves)) {
+		// Seen without tabi, too: 5 packets in 40 switches, at 2,200 packets/s.
+		r.Verdict += "; QEMU without vhost may by itself throw one away at each switch, while it stops"
+	}
 }
 
 // line says of a move in one line how it went.

@@ -69,6 +69,13 @@ func (h *fakeHypervisor) say(vm string, kind controller.GuestEventKind) {
 	f(controller.GuestEvent{VM: vm, Kind: kind, At: time.Now()})
 }
 
+// watched is how often it was asked to tell of events.
+func (h *fakeHypervisor) watched() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.watches
+}
+
 func (h *fakeHypervisor) set(guests []controller.Guest, down error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -194,9 +201,9 @@ func TestWatchGuestsAfterALostConnection(t *testing.T) {
 	followed(t, h, func(e *fakeEngine) {
 		e.take()
 		h.lose(errors.New("connection refused"))
-		before := h.watches
+		before := h.watched()
 		time.Sleep(time.Minute)
-		if n := h.watches - before; n < 5 || n > 25 {
+		if n := h.watched() - before; n < 5 || n > 25 {
 			t.Errorf("in a minute it tried %d times", n)
 		}
 		if told, lists := e.take(); len(told)+len(lists) > 0 {
