@@ -80,6 +80,12 @@ func (s *stepper) lookedUp(ev evLookup) {
 		}
 		switch m.State {
 		case Preparing:
+			if m.Known != 0 && f.version.Newer(m.Known) && len(f.locators) > 0 && !hasRLOC(f.locators, m.Src.RLOC) {
+				// It went there and nobody told us. Its old host, asked to let it go, would take it back first.
+				m.Error = fmt.Sprintf("%s is not on %s any more: the mapping system has it at %s", e, m.Src.Hypervisor, f.locators[0].RLOC)
+				s.enter(Aborting, "the VM is elsewhere")
+				return
+			}
 			if f.version.Newer(m.Known) {
 				m.Known = f.version
 			}

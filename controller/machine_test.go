@@ -112,6 +112,33 @@ func TestStepCommit(t *testing.T) {
 	}
 }
 
+// The VM went elsewhere and nobody told the controller: its old host is not asked to let it go.
+func TestStepSourceHasItNoMore(t *testing.T) {
+	for name, c := range map[string]struct {
+		known, version lisp.Version
+		at             string
+		elsewhere      bool
+	}{
+		"it is there":               {5, 6, "hv1", false},
+		"it is at a third":          {5, 6, "hv3", true},
+		"it is at the target":       {5, 6, "hv2", true},
+		"the mapping system is old": {6, 6, "hv3", false},
+		"the controller is new":     {0, 6, "hv3", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := script(t, ms1)
+			s.m.Known = c.known
+			s.on(evTick{}, Preparing, actLookup{s.m.EIDs})
+			found := evLookup{map[lisp.EID]lookedUp{webEIDs[0]: {c.version, []lisp.Locator{{RLOC: rlocOf(c.at)}}}}}
+			if c.elsewhere {
+				s.on(found, Aborted)
+			} else {
+				s.on(found, Preparing, actCall{Target, VerbPrepare})
+			}
+		})
+	}
+}
+
 // A version that only the source knew makes the target be told again.
 func TestStepSourceKnowsBetter(t *testing.T) {
 	s := script(t, ms1)
