@@ -26,6 +26,7 @@ func TestReplayWaitsForAStarvedReader(t *testing.T) {
 		go func() {
 			time.Sleep(late)
 			k.feed(0, fib.Up{Reason: fib.UpCopy, Port: 5, Seq: 1}, nil, udp(t, "192.0.2.1", "192.0.2.2", "a"))
+			synctest.Wait() // until it is handed on
 			q.busy.Store(false)
 		}()
 		begin := time.Now()
