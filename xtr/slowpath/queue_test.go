@@ -23,7 +23,9 @@ func TestReplayWaitsForAStarvedReader(t *testing.T) {
 		k.mu.Unlock()
 		q.busy.Store(true)
 		const late = 120 * time.Millisecond
+		handedOn := make(chan struct{})
 		go func() {
+			defer close(handedOn)
 			time.Sleep(late)
 			k.feed(0, fib.Up{Reason: fib.UpCopy, Port: 5, Seq: 1}, nil, udp(t, "192.0.2.1", "192.0.2.2", "a"))
 			synctest.Wait() // until it is handed on
@@ -33,6 +35,7 @@ func TestReplayWaitsForAStarvedReader(t *testing.T) {
 		if n := s.Replay(9, 5, 0); n != 1 || time.Since(begin) < late || time.Since(begin) > late+2*starvedStep {
 			t.Errorf("replayed %d after %v", n, time.Since(begin))
 		}
+		<-handedOn
 		// Not for ever.
 		k.mu.Lock()
 		k.given[5] = 2
