@@ -225,6 +225,12 @@ state_dir: {{.Dir}}/state
 log: {level: {{.Level}}}
 {{end}}
 
+{{- define "gateway" -}}
+gateway:
+  mac: "{{.GatewayMAC}}"
+  nets:{{range .Nets}}
+    - {prefix: "{{.Prefix}}", address: "{{.Address}}"}{{end}}{{end}}
+
 {{- define "locators"}}{{range .}}
   - {address: "{{.}}", priority: 1, weight: 100}{{end}}{{end}}
 
@@ -238,10 +244,7 @@ vm_interfaces: ["{{.VMInterface}}"]
 {{- if .VMs}}
 vms: {{.VMs}}{{end}}
 eid_prefixes: {{list .Prefixes}}
-gateway:
-  mac: "{{.GatewayMAC}}"
-  nets:{{range .Nets}}
-    - {prefix: "{{.Prefix}}", address: "{{.Address}}"}{{end}}
+{{template "gateway" .}}
 map_servers:{{$s := .Secret}}{{range .MapServers}}
   - {address: "{{.}}", key: {id: 1, secret: {{$s}}}}{{end}}
 {{- if not .Outside}}

@@ -1,15 +1,13 @@
 package testnet
 
 import (
-	"bufio"
-	"encoding/json"
-	"fmt"
-	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/tabi-lisp/tabi/controller/qmp"
 )
 
 // checkStoppedQEMU shows what a source's count of read packets is worth. A QEMU that has stopped its guest reads one
@@ -18,22 +16,13 @@ import (
 // is unread whatever the count says.
 func (g *bootedGuest) checkStoppedQEMU(t *testing.T, monitor string) {
 	t.Helper()
-	c, err := net.Dial("unix", monitor)
+	ctx := within(t, 20*time.Second)
+	c, err := qmp.Dial(ctx, monitor)
 	must(t, err)
 	defer c.Close()
-	must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
-	in := bufio.NewScanner(c)
 	command := func(name string) {
 		t.Helper()
-		fmt.Fprintf(c, "{\"execute\":%q}\n", name)
-		for in.Scan() {
-			var answer map[string]json.RawMessage
-			must(t, json.Unmarshal(in.Bytes(), &answer))
-			if answer["return"] != nil {
-				return
-			}
-		}
-		t.Fatalf("%s: no answer: %v", name, in.Err())
+		must(t, c.Execute(ctx, name, nil, nil))
 	}
 	read := func() (n uint64) {
 		t.Helper()
@@ -49,7 +38,6 @@ func (g *bootedGuest) checkStoppedQEMU(t *testing.T, monitor string) {
 	u, err := listenUDP(g.host.ns, guestGW4, 9999)
 	must(t, err)
 	defer u.Close()
-	command("qmp_capabilities")
 	command("stop")
 	before := read()
 	const packets = 10

@@ -36,15 +36,7 @@ func (d labConfig) ControlSecret() string    { return controlSecret }
 func (d labConfig) AgentToken() string       { return agentToken }
 func (d labConfig) ControllerToken() string  { return controllerToken }
 
-var labConfigs = template.Must(template.New("").Funcs(template.FuncMap{"list": list}).Parse(`
-{{- define "common" -}}
-role: {{.Role}}
-name: {{.Name}}
-socket: {{.Socket}}
-state_dir: {{.Dir}}/state
-log: {level: {{.Level}}}
-{{end}}
-
+var labConfigs = template.Must(template.Must(configs.Clone()).Parse(`
 {{- define "xtr"}}{{template "common" .}}
 xtr_id: "{{.XTRID}}"
 rlocs: [{address: "{{.Self}}"}]
@@ -54,10 +46,7 @@ vm_interfaces: ["{{.Interface}}"]
 {{- if .VMs}}
 vms: {{.VMs}}{{end}}
 eid_prefixes: {{list .Prefixes}}
-gateway:
-  mac: "{{.GatewayMAC}}"
-  nets:{{range .Nets}}
-    - {prefix: "{{.Prefix}}", address: "{{.Address}}"}{{end}}
+{{template "gateway" .}}
 map_servers: [{address: "{{.MapServer}}", key: {id: 1, secret: {{.Secret}}}}]
 allowed_rlocs: {{list .Underlay}}
 pin_dir: {{.Dir}}/bpf

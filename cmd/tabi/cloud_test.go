@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -20,7 +19,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tabi-lisp/tabi/controller"
-	"github.com/tabi-lisp/tabi/controller/boltstore"
 	"github.com/tabi-lisp/tabi/controller/libvirt"
 )
 
@@ -61,32 +59,8 @@ func emptyCloud(t *testing.T, drivers func(uri string) (controller.Driver, error
 	if drivers == nil {
 		drivers = w.open
 	}
-	store, err := boltstore.Open(filepath.Join(t.TempDir(), "c.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := controller.Config{Token: "s3cret", Drivers: drivers, Timing: controller.Timing{Poll: 10 * time.Millisecond, Finish: 100 * time.Millisecond,
-		List: 100 * time.Millisecond, ListSoon: time.Millisecond, Locate: 10 * time.Millisecond, Forget: 100 * time.Millisecond}}
-	c, err := controller.New(cfg, noEndpoint{}, store, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- c.Run(ctx) }()
-	api := httptest.NewServer(c.Handler())
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		api.Close()
-		if err := store.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Setenv("TABI_CONTROLLER", api.URL)
-	t.Setenv("TABI_TOKEN", "s3cret")
+	startController(t, controller.Config{Drivers: drivers, Timing: controller.Timing{Poll: 10 * time.Millisecond, Finish: 100 * time.Millisecond,
+		List: 100 * time.Millisecond, ListSoon: time.Millisecond, Locate: 10 * time.Millisecond, Forget: 100 * time.Millisecond}})
 	for i, hv := range []string{"nezu-hv1", "nara-hv1"} {
 		w.mu.Lock()
 		w.guests[hv], w.records[hv] = map[string]controller.Guest{}, map[string]controller.AgentRecord{}

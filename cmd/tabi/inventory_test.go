@@ -34,11 +34,19 @@ func liveAPI(t *testing.T) (agent string) {
 		}
 	}))
 	t.Cleanup(a.Close)
+	startController(t, controller.Config{})
+	return a.URL
+}
+
+// startController runs a controller, which the commands of this test talk to.
+func startController(t *testing.T, cfg controller.Config) {
+	t.Helper()
+	cfg.Token = "s3cret"
 	store, err := boltstore.Open(filepath.Join(t.TempDir(), "c.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := controller.New(controller.Config{Token: "s3cret"}, noEndpoint{}, store, slog.New(slog.DiscardHandler))
+	c, err := controller.New(cfg, noEndpoint{}, store, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +66,6 @@ func liveAPI(t *testing.T) (agent string) {
 	})
 	t.Setenv("TABI_CONTROLLER", api.URL)
 	t.Setenv("TABI_TOKEN", "s3cret")
-	return a.URL
 }
 
 // The inventory through the command line, with a real controller behind it.
