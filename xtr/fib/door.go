@@ -26,7 +26,9 @@ type Up struct {
 	Port   uint16 // port that the packet came from, or with UpCopy went to; 0 = no VM interface
 	// Seq is, with UpCopy, the number of the packet on its port, modulo 2^32: the first packet after the
 	// port's given-counter was n has the number n+1. Frames with the same number that follow one another
-	// are parts of one packet, unless UpSplit says otherwise. With UpTooBig it is the MTU in bytes.
+	// are parts of one packet, unless UpSplit says otherwise. With UpTooBig it is the MTU in bytes. With
+	// UpTranslate it is the largest packet, in bytes and of the family that it is translated to, that the
+	// way on takes; 0 = not known.
 	Seq uint32
 }
 

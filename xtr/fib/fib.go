@@ -68,12 +68,13 @@ type Reason uint8
 
 // Reasons of frames that are handed up.
 const (
-	UpMiss    Reason = iota + 1 // no route, or Do == Miss
-	UpHold                      // Route.Hold
-	UpCopy                      // Route.Copy: a copy; the packet itself went to the VM
-	UpTooBig                    // larger than the route's MTU
-	UpTTL                       // TTL or hop limit exhausted
-	UpSegment                   // a super-packet that this path cannot carry whole
+	UpMiss      Reason = iota + 1 // no route, or Do == Miss
+	UpHold                        // Route.Hold
+	UpCopy                        // Route.Copy: a copy; the packet itself went to the VM
+	UpTooBig                      // larger than the route's MTU
+	UpTTL                         // TTL or hop limit exhausted
+	UpSegment                     // a super-packet that this path cannot carry whole
+	UpTranslate                   // for map646 in Go: decapsulated, but not translated yet
 )
 
 // Event is something that the data plane noticed and that the control plane may act on. Events are
