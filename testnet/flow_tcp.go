@@ -14,8 +14,8 @@ import (
 	"github.com/tabi-lisp/tabi/testnet/stream"
 )
 
-// TCPFlow describes one TCP connection that carries content in both directions at once, for as long as the flows
-// run: pseudo-random bytes whose SHA-256 both ends compute.
+// TCPFlow describes one TCP connection that carries content in both directions at once, or from its server only, for as
+// long as the flows run: pseudo-random bytes whose SHA-256 both ends compute.
 type TCPFlow struct {
 	Name      string // of the content client -> server
 	Reverse   string // of the content server -> client
@@ -24,7 +24,8 @@ type TCPFlow struct {
 	ClientSrc netip.Addr // that a client in a guest dials from; zero: as its routes have it
 	Addr      netip.Addr // the server's
 	Port      uint16
-	BitRate   int    // bits a second in each direction
+	BitRate   int    // bits a second in each direction; stream.Greedy = as fast as the connection takes it
+	Download  bool   // the client sends nothing, and is here, in no guest
 	Seed      uint64 // of the content
 	CloseWait time.Duration
 }
@@ -36,9 +37,13 @@ func (f *Flows) AddTCP(t TCPFlow) {
 	if t.CloseWait == 0 {
 		t.CloseWait = 20 * time.Second
 	}
+	up := t.BitRate
+	if t.Download {
+		up = 0
+	}
 	f.flows = append(f.flows, &tcpFlow{conf: t,
-		up:   newContent(t.Name, t, f.number()),
-		down: newContent(t.Reverse, t, f.number())})
+		up:   newContent(t.Name, t, up, f.number()),
+		down: newContent(t.Reverse, t, t.BitRate, f.number())})
 }
 
 // tcpFlow is a TCPFlow that runs.
@@ -76,6 +81,9 @@ func (t *tcpFlow) open(ctx context.Context, f *Flows) error {
 	}
 	if _, guest = t.conf.Client.endpoint(); guest == nil {
 		return nil
+	}
+	if t.conf.Download {
+		return fmt.Errorf("testnet: flow %s: the client of a download is in guest %s", t.conf.Name, guest.name)
 	}
 	s := f.session(guest)
 	if t.up.receiver == s {
@@ -199,6 +207,9 @@ func (t *tcpFlow) close() error {
 }
 
 func (t *tcpFlow) report(windows []Window) []FlowReport {
+	if t.conf.Download {
+		return []FlowReport{t.down.report(windows)}
+	}
 	return []FlowReport{t.up.report(windows), t.down.report(windows)}
 }
 
@@ -212,8 +223,8 @@ type content struct {
 	counter  *stream.Counter  // of what arrived; for a receiver in a guest, of what its kernel acknowledged
 }
 
-func newContent(name string, t TCPFlow, id uint32) *content {
-	c := &content{name: name, id: id, tx: &stream.Transfer{Rate: t.BitRate, Seed: t.Seed, Stream: id}, rx: new(stream.Transfer)}
+func newContent(name string, t TCPFlow, rate int, id uint32) *content {
+	c := &content{name: name, id: id, tx: &stream.Transfer{Rate: rate, Seed: t.Seed, Stream: id}, rx: new(stream.Transfer)}
 	c.counter = c.rx.Received()
 	return c
 }

@@ -1,11 +1,14 @@
 package testnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/tabi-lisp/tabi/testnet/stream"
 )
 
 // Trial is one look at a lab: flows between the client and the VM, and one move in the midst of them.
@@ -14,7 +17,7 @@ type Trial struct {
 	Still bool
 	// Rate is that of a UDP stream each way, in packets a second.
 	Rate int
-	// BitRate is that of a TCP connection each way, in bits a second.
+	// BitRate is that of a TCP download from the VM, in bits a second; 0 = as fast as the VM can.
 	BitRate int
 	// MaxDowntime is the VMM's limit; 0 = QEMU's default, 300 ms.
 	MaxDowntime time.Duration
@@ -33,7 +36,7 @@ type TrialResult struct {
 	StallMS float64 `json:"stall_ms"`
 	// BlackoutMS is how long the VM ran nowhere, as its VMM says.
 	BlackoutMS float64 `json:"blackout_ms"`
-	// Intact says whether the content of the TCP transfers arrived as it was sent.
+	// Intact says whether the content of the TCP download arrived as it was sent.
 	Intact bool `json:"intact"`
 	// Flaws are what went wrong in the tester or in the VMM: a trial with flaws says nothing of the network.
 	Flaws []string `json:"flaws,omitempty"`
@@ -57,7 +60,6 @@ const (
 const (
 	trialUDPTo   = "udp-to-vm"
 	trialUDPFrom = "udp-from-vm"
-	trialTCPTo   = "tcp-to-vm"
 	trialTCPFrom = "tcp-from-vm"
 )
 
@@ -117,8 +119,8 @@ func (l *Lab) flows(t Trial) *Flows {
 	}
 	port := uint16(l.moves % 1000)
 	f.AddUDP(UDPFlow{Name: trialUDPTo, Reverse: trialUDPFrom, A: client, B: vm, AddrA: labClientAddr, AddrB: labVMAddr, Port: 7000 + port, Rate: t.Rate})
-	f.AddTCP(TCPFlow{Name: trialTCPTo, Reverse: trialTCPFrom, Client: client, Server: vm, Addr: labVMAddr, Port: 8000 + port,
-		BitRate: t.BitRate, Seed: uint64(l.moves)})
+	f.AddTCP(TCPFlow{Reverse: trialTCPFrom, Client: client, Server: vm, Addr: labVMAddr, Port: 8000 + port, Download: true,
+		BitRate: cmp.Or(t.BitRate, stream.Greedy), Seed: uint64(l.moves)})
 	return f
 }
 
@@ -186,8 +188,6 @@ func (r *TrialResult) take(streams []FlowReport) {
 			r.GapMS = max(r.GapMS, f.GapMaxMS)
 		} else {
 			r.Intact = r.Intact && f.Intact != nil && *f.Intact
-		}
-		if f.Name == trialTCPFrom {
 			r.StallMS = f.GapMaxMS
 		}
 	}

@@ -30,7 +30,7 @@ func newBenchHandoverCommand() *cobra.Command {
 		Use:   "handover",
 		Short: "Moves of the same VM under tabi, FRR EVPN, and VXLAN that floods and learns: packets lost, gaps, TCP stalls",
 		Long: `Move a real guest to and fro between two hypervisors, in the same way under each system, while a client in its
-subnet exchanges UDP and TCP with it. The systems take turns, move by move:
+subnet exchanges UDP with it and downloads by TCP. The systems take turns, move by move:
 
 ` + strings.Join(about, "\n") + `
 
@@ -78,7 +78,7 @@ It needs root and the Debian packages frr and qemu-system-x86; "tabi demo setup"
 	c.Flags().StringSliceVar(&systems, "systems", names(testnet.Ways), "which are compared")
 	c.Flags().IntSliceVar(&o.Rates, "rates", []int{1000, 5000}, "UDP packets a second, each way")
 	c.Flags().DurationSliceVar(&o.Downtimes, "downtime", []time.Duration{0, 20 * time.Millisecond}, "the VMM's downtime limits; 0 is QEMU's default, 300ms")
-	c.Flags().Float64Var(&tcp, "tcp", 4, "Mbit/s of the TCP connection, each way")
+	c.Flags().Float64Var(&tcp, "tcp", 4, "Mbit/s of the TCP download from the VM; 0 is as fast as it can")
 	c.Flags().StringVar(&o.VM, "vm", testnet.VMQEMU, "what moves: qemu, a real guest; or namespace, which only looks like one and is there at once")
 	c.Flags().BoolVar(&quick, "quick", false, "one move of each system at 1000 packets/s and a limit of 20ms, unless said otherwise")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

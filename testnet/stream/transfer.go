@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -16,7 +17,7 @@ import (
 // A Transfer is content in one direction of a TCP connection: pseudo-random bytes whose SHA-256 both ends compute. Each
 // end has its own. Its methods may be called from any goroutine.
 type Transfer struct {
-	Rate   int    // bits a second
+	Rate   int    // bits a second; 0 = nothing; Greedy = as fast as the connection takes it
 	Seed   uint64 // of the content
 	Stream uint32 // no two streams of a seed have the same content
 
@@ -33,8 +34,14 @@ type TransferState struct {
 	Error  string `json:"error,omitempty"` // the last one
 }
 
-// pieces is how many writes a second a transfer makes.
-const pieces = 200
+// Greedy is the rate of a transfer that nothing but its connection holds back.
+const Greedy = math.MaxInt
+
+// A transfer makes pieces writes a second; a greedy one writes greedyPiece bytes at a time.
+const (
+	pieces      = 200
+	greedyPiece = 16 << 10
+)
 
 // State is how far this end is.
 func (t *Transfer) State() TransferState {
@@ -55,9 +62,18 @@ func (t *Transfer) Send(ctx context.Context, c interface {
 	binary.BigEndian.PutUint64(key[:], t.Seed)
 	binary.BigEndian.PutUint64(key[8:], uint64(t.Stream))
 	content, sum := rand.NewChaCha8(key), sha256.New()
-	buf := make([]byte, max(1, t.Rate/8/pieces))
-	tick := time.NewTicker(time.Second / pieces)
-	defer tick.Stop()
+	size := greedyPiece
+	var due <-chan time.Time // nil: the next piece is always due
+	if t.Rate != Greedy {
+		size = max(1, t.Rate/8/pieces)
+		tick := time.NewTicker(time.Second / pieces)
+		defer tick.Stop()
+		due = tick.C
+	}
+	if t.Rate == 0 {
+		<-ctx.Done()
+	}
+	buf := make([]byte, size)
 	for ctx.Err() == nil {
 		_, _ = content.Read(buf) // never fails
 		n, err := c.Write(buf)
@@ -67,8 +83,11 @@ func (t *Transfer) Send(ctx context.Context, c interface {
 			t.Fail("send", err)
 			return
 		}
+		if due == nil {
+			continue
+		}
 		select {
-		case <-tick.C:
+		case <-due:
 		case <-ctx.Done():
 		}
 	}

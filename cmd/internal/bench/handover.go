@@ -17,7 +17,7 @@ type HandoverOptions struct {
 	Rates     []int           // UDP packets a second each way
 	Downtimes []time.Duration // the VMM's limits; 0 = QEMU's default
 	Moves     int             // of each system in each setting, at least 1
-	BitRate   int             // of the TCP connection each way, in bits a second
+	BitRate   int             // of the TCP download from the VM, in bits a second; 0 = as fast as the VM can
 	Binary    string          // tabi itself
 	Janitor   []string        // see testnet.LabOptions
 	Progress  func(string)    // told what is being done, and how long it will still take
@@ -34,7 +34,7 @@ func (o *HandoverOptions) validate() error {
 		return fmt.Errorf("bench: downtime limits %v: want one or more; 0 is QEMU's default", o.Downtimes)
 	case !slices.Contains(o.Systems, testnet.WayTabi):
 		return fmt.Errorf("bench: systems %v: %s must be among them", o.Systems, testnet.WayTabi)
-	case o.BitRate < 1:
+	case o.BitRate < 0:
 		return fmt.Errorf("bench: TCP at %d bit/s", o.BitRate)
 	}
 	for i, w := range o.Systems {

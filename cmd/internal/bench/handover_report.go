@@ -11,8 +11,8 @@ import (
 // Handover is the report of `tabi bench handover`.
 type Handover struct {
 	VM      string  `json:"vm"`
-	Moves   int     `json:"moves"` // of each system in each setting
-	BitRate int     `json:"tcp_bits_per_second"`
+	Moves   int     `json:"moves"`               // of each system in each setting
+	BitRate int     `json:"tcp_bits_per_second"` // 0 = as fast as the VM could
 	Seconds float64 `json:"seconds"`
 	// Valid is false if something was lost where nothing moved: then the figures say nothing, and Invalid why.
 	Valid   bool     `json:"valid"`

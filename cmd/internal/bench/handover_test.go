@@ -261,7 +261,7 @@ func TestHandoverOptions(t *testing.T) {
 		"tabi must be": func(o *HandoverOptions) { o.Systems = []testnet.Way{testnet.WayFlood} },
 		`"pigeon"`:     func(o *HandoverOptions) { o.Systems = []testnet.Way{testnet.WayTabi, "pigeon"} },
 		"twice":        func(o *HandoverOptions) { o.Systems = []testnet.Way{testnet.WayTabi, testnet.WayTabi} },
-		"bit/s":        func(o *HandoverOptions) { o.BitRate = 0 },
+		"bit/s":        func(o *HandoverOptions) { o.BitRate = -1 },
 	} {
 		o := (&fakes{}).options()
 		change(&o)
@@ -284,7 +284,7 @@ func TestHandoverWrite(t *testing.T) {
 	if err := h.Write(&out); err != nil {
 		t.Fatal(err)
 	}
-	want := `The same VM (qemu) moved in the same way under each system, 4 times each, in turn. UDP and TCP (1 Mbit/s) each way between it and one client.
+	want := `The same VM (qemu) moved in the same way under each system, 4 times each, in turn, while one client exchanged UDP with it and downloaded by TCP (1 Mbit/s).
 Of each move: UDP packets lost, both ways together; the longest time without a UDP packet, and without a byte of the TCP download.
 
 1000 packets/s, downtime limit 20ms

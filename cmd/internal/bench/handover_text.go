@@ -12,8 +12,12 @@ import (
 // Write writes the report for people.
 func (h *Handover) Write(w io.Writer) error {
 	p := &handoverPrinter{w: w}
-	p.f("The same VM (%s) moved in the same way under each system, %d times each, in turn. UDP and TCP (%.0f Mbit/s) each way between it and one client.\n",
-		h.VM, h.Moves, float64(h.BitRate)/1e6)
+	speed := "as fast as the VM can"
+	if h.BitRate > 0 {
+		speed = fmt.Sprintf("%g Mbit/s", float64(h.BitRate)/1e6)
+	}
+	p.f("The same VM (%s) moved in the same way under each system, %d times each, in turn, while one client exchanged UDP with it and downloaded by TCP (%s).\n",
+		h.VM, h.Moves, speed)
 	p.f("Of each move: UDP packets lost, both ways together; the longest time without a UDP packet, and without a byte of the TCP download.\n")
 	for i := range h.Settings {
 		p.setting(&h.Settings[i])
