@@ -27,6 +27,7 @@
 //   - D-ETR: the representative ETR of a cloud, the only RLOC that outsiders know.
 //   - local EID: an EID whose VM runs here.
 //   - claim: a Map-Register that moves an EID to a new RLOC. Refresh: a Map-Register that repeats one.
+//   - service address: an address that clients use and map646 translates to a VM's EID. [Mapping.Inside].
 //   - [Delta], [Sink]: a change to a set of mappings, and who accepts it.
 //
 // # Where what is
@@ -42,6 +43,7 @@
 //	RFC 9303  6.1, 6.2  LISP-SEC: kept as bytes              ecm.go, map_reply.go
 //	RFC 9437  4         subscription: I-bit, N-bit           map_request.go
 //	RFC 8060  3, 4.1    LCAF, instance-ID                    lcaf.go
+//	          5.5       key/value address pair: services     service.go
 //
 // # Reading and writing
 //

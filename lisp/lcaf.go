@@ -18,13 +18,16 @@ const (
 // lcafInstanceID is the LCAF type that puts an address into an instance (RFC 8060 section 4.1).
 const lcafInstanceID = 2
 
+// lcafHeaderLen is the length of an LCAF up to its body (RFC 8060 section 3).
+const lcafHeaderLen = 8
+
 // RawLCAF is an address in LISP canonical address format (RFC 8060) as it travels, from its AFI on. As
 // text it is hexadecimal.
 type RawLCAF string
 
 // LCAFType is the type of the address (RFC 8060 section 3); 0, the null body, also if there is none.
 func (l RawLCAF) LCAFType() uint8 {
-	if len(l) < 8 {
+	if len(l) < lcafHeaderLen {
 		return 0
 	}
 	return l[4]
@@ -45,7 +48,7 @@ func (l *RawLCAF) UnmarshalText(b []byte) error {
 
 // valid reports whether l is one whole LCAF address that may be written into a message.
 func (l RawLCAF) valid() bool {
-	return len(l) >= 8 && l[:2] == "\x40\x03" && int(l[6])<<8|int(l[7]) == len(l)-8
+	return len(l) >= lcafHeaderLen && l[:2] == "\x40\x03" && int(l[6])<<8|int(l[7]) == len(l)-lcafHeaderLen
 }
 
 // address is an address in a message, one of: nothing (AFI 0), an IP address with its instance-ID, or

@@ -62,7 +62,9 @@ func (m *MapRegister) Mappings() []Mapping { return withXTRID(m.Records, m.XTRID
 func withXTRID(records []Mapping, x XTRID, s SiteID) []Mapping {
 	ms := make([]Mapping, len(records))
 	for i, rec := range records {
-		rec.XTRID, rec.SiteID = x, s
+		if !rec.IsService() { // it is of no xTR, whoever speaks of it
+			rec.XTRID, rec.SiteID = x, s
+		}
 		ms[i] = rec
 	}
 	return ms

@@ -2,6 +2,7 @@ package lisp
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -85,6 +86,10 @@ type Mapping struct {
 	Locators      []Locator `json:"locators"` // sorted by CompareLocators
 	XTRID         XTRID     `json:"xtr_id"`   // who registered it; zero if it was not said
 	SiteID        SiteID    `json:"site_id"`
+
+	// Inside is the EID prefix, always IPv6, that map646 translates the service address EID to; it is not
+	// valid unless the mapping is a service. A service has no locators, and neither xTR-ID nor Site-ID.
+	Inside netip.Prefix `json:"inside,omitzero"`
 }
 
 // Negative reports whether m names no locator, so that its Action decides.
@@ -94,7 +99,7 @@ func (m Mapping) Negative() bool { return len(m.Locators) == 0 }
 func (m Mapping) Equal(o Mapping) bool {
 	return m.EID == o.EID && m.TTL == o.TTL && m.Version == o.Version && m.Action == o.Action &&
 		m.Authoritative == o.Authoritative && m.XTRID == o.XTRID && m.SiteID == o.SiteID &&
-		slices.Equal(m.Locators, o.Locators)
+		m.Inside == o.Inside && slices.Equal(m.Locators, o.Locators)
 }
 
 // Supersedes reports whether m is to be believed rather than o, which speaks of the same EID: the

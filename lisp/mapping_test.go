@@ -2,6 +2,7 @@ package lisp
 
 import (
 	"encoding/json"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -66,6 +67,7 @@ func TestEqual(t *testing.T) {
 		func(m *Mapping) { m.EID = mustEID("10.0.0.1") }, func(m *Mapping) { m.TTL++ }, func(m *Mapping) { m.Version++ },
 		func(m *Mapping) { m.Action++ }, func(m *Mapping) { m.Authoritative = false }, func(m *Mapping) { m.XTRID[3]++ },
 		func(m *Mapping) { m.SiteID++ }, func(m *Mapping) { m.Locators = m.Locators[1:] },
+		func(m *Mapping) { m.Inside = netip.MustParsePrefix("2001:db8::1/128") },
 	} {
 		m := base
 		if change(&m); m.Equal(base) {

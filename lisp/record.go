@@ -22,6 +22,7 @@ const maxCount = 255
 // record reads a record of a Map-Reply, Map-Register or Map-Notify; clearP as in [appendRecords]. ok is
 // false for a record whose EID
 // is an LCAF that this package does not interpret: it is read over, as RFC 8060 section 3 makes possible.
+// A service comes out as one: Inside is set, the locator that bore it is gone.
 func (r *reader) record(clearP bool) (m Mapping, ok bool) {
 	m.TTL = TTL(r.u32())
 	count, mask, flags := r.u8(), r.u8(), r.u16()
@@ -45,6 +46,11 @@ func (r *reader) record(clearP bool) (m Mapping, ok bool) {
 	// "These bits are used only when the 'Locator Count' field is set to 0" (RFC 9301 section 5.4).
 	if count == 0 {
 		m.Action = Action(flags >> recordActionShift)
+	}
+	if count == 1 && ok {
+		if p, service := inside(m.EID, m.Locators[0]); service {
+			m.Inside, m.Locators, m.Action = p, nil, ActDrop
+		}
 	}
 	slices.SortStableFunc(m.Locators, CompareLocators)
 	return m, ok
@@ -99,22 +105,31 @@ func appendRecord(b []byte, m *Mapping, clearP bool) ([]byte, error) {
 	case m.Action > maxAction:
 		return nil, fmt.Errorf("%w: %v has action %d", ErrUnencodable, m.EID, m.Action)
 	}
+	locators := m.Locators
+	if m.IsService() {
+		if err := CheckService(m.EID, m.Inside); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnencodable, err)
+		}
+		if len(m.Locators) > 0 {
+			return nil, fmt.Errorf("%w: service address %v has locators", ErrUnencodable, m.EID)
+		}
+		locators = []Locator{insideLocator(m.EID, m.Inside)}
+	}
 	var flags uint16
-	if m.Negative() {
+	if len(locators) == 0 {
 		flags = uint16(m.Action) << recordActionShift
 	}
 	if m.Authoritative {
 		flags |= recordBitA
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(m.TTL))
-	b = append(b, uint8(len(m.Locators)), maskLen(m.EID))
+	b = append(b, uint8(len(locators)), maskLen(m.EID))
 	b = binary.BigEndian.AppendUint16(b, flags)
 	b = binary.BigEndian.AppendUint16(b, uint16(m.Version))
 	b, err := appendEID(b, m.EID)
 	if err != nil {
 		return nil, err
 	}
-	locators := m.Locators
 	if !slices.IsSortedFunc(locators, CompareLocators) {
 		locators = slices.SortedStableFunc(slices.Values(locators), CompareLocators)
 	}
