@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -47,6 +48,11 @@ type Options struct {
 	PeerVM string
 	// DiskMiB is the size of a local disk that real VMs have, as vda; 0 = none.
 	DiskMiB int
+	// Services gives the cloud service addresses and a pool prefix, and three VMs with IPv6 only that have such
+	// addresses: see services.go.
+	Services bool
+	// FRR makes zebra and bgpd of the Debian package frr the Internet router, instead of tabi's own.
+	FRR bool
 	// ReadyTimeout bounds how long daemons may take until they serve; 0 = 60 s.
 	ReadyTimeout time.Duration
 }
@@ -221,8 +227,8 @@ func (c *Cloud) build() error {
 	if err := c.buildXhost(); err != nil {
 		return err
 	}
-	for _, name := range []string{hostWeb, hostPeer} {
-		if _, err := c.addHost(name, "VM "+endpoints[name].v4.String()+" "+endpoints[name].v6.String()); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(c.homes())) {
+		if _, err := c.addHost(name, "VM "+endpoints[name].about()); err != nil {
 			return err
 		}
 	}
@@ -333,6 +339,9 @@ func (c *Cloud) buildXhost() error {
 // startDaemons writes the configuration files, starts every daemon and waits until all are ready.
 func (c *Cloud) startDaemons(ctx context.Context) error {
 	all := append([]node{inetNode}, nodes...)
+	if c.opts.FRR {
+		all = nodes
+	}
 	for _, n := range all {
 		if err := c.defineDaemon(n); err != nil {
 			return err
@@ -340,6 +349,11 @@ func (c *Cloud) startDaemons(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, c.opts.ReadyTimeout, fmt.Errorf("not within %v", c.opts.ReadyTimeout))
 	defer cancel()
+	if c.opts.FRR {
+		if err := c.startUpstreamFRR(ctx); err != nil {
+			return err
+		}
+	}
 	// Who is connected to first, then who connects: a BGP speaker that finds nobody tries again after seconds only.
 	answers := func(n node) bool { return n.role == "mapserver" || n.role == "router" }
 	for _, first := range []bool{true, false} {
@@ -374,7 +388,7 @@ func (c *Cloud) startAll(ctx context.Context, all []node) error {
 
 func (c *Cloud) defineDaemon(n node) error {
 	h := c.hosts[n.name]
-	text, err := configFile(n, h.dir, c.opts.LogLevel, c.maker)
+	text, err := configFile(n, h.dir, c.opts.LogLevel, c.maker, c.opts.Services)
 	if err != nil {
 		return err
 	}
@@ -430,7 +444,7 @@ func (c *Cloud) putInventory(ctx context.Context) error {
 			return err
 		}
 	}
-	for name, home := range homes {
+	for name, home := range c.homes() {
 		v := vm{name, home, []string{vmMACs[name]}, endpoints[name].eids(), "tap-" + name}
 		if err := put("vms", name, v); err != nil {
 			return err
@@ -449,6 +463,7 @@ func (c *Cloud) Controller(ctx context.Context, method, path string, in, out any
 
 // startVMs brings up the VMs on their first hypervisors.
 func (c *Cloud) startVMs(ctx context.Context) error {
+	homes := c.homes()
 	for name, home := range homes {
 		mac, err := net.ParseMAC(vmMACs[name])
 		if err != nil {
@@ -460,8 +475,14 @@ func (c *Cloud) startVMs(ctx context.Context) error {
 				return err
 			}
 		}
-		m, err := by.vm(ctx, VMSpec{Name: name, MAC: mac, Gateway4: vmGateway4, Gateway6: vmGateway6, Device: "tap-" + name,
-			Addrs: linkAddrs(endpoints[name].v4, endpoints[name].v6), Guest: c.hosts[name]})
+		spec := VMSpec{Name: name, MAC: mac, Gateway6: vmGateway6, Device: "tap-" + name,
+			Addrs: linkAddrs(endpoints[name].all()...), Guest: c.hosts[name]}
+		if endpoints[name].v4.IsValid() {
+			spec.Gateway4 = vmGateway4
+		} else {
+			by = namespaceMaker{}
+		}
+		m, err := by.vm(ctx, spec)
 		if err != nil {
 			return err
 		}
@@ -524,7 +545,10 @@ func (c *Cloud) waitPaths(ctx context.Context) error {
 	if err := c.WaitFeeds(ctx); err != nil {
 		return err
 	}
-	return c.waitAnchors(ctx, hostWeb, hostPeer)
+	if err := c.waitAnchors(ctx, slices.Collect(maps.Keys(c.homes()))...); err != nil {
+		return err
+	}
+	return c.addServices(ctx)
 }
 
 // families are the pairs of addresses of a path's ends.

@@ -20,8 +20,8 @@ const (
 
 // configFile is the configuration file of the daemon of a host. It is what an operator would write: nothing in it
 // is for the demo only.
-func configFile(n node, dir string, level string, by maker) (string, error) {
-	d := configData{node: n, Name: n.name, Role: n.role, Dir: dir, Socket: adminSocket(dir, n.role), Level: level}
+func configFile(n node, dir string, level string, by maker, services bool) (string, error) {
+	d := configData{node: n, Services: services, Name: n.name, Role: n.role, Dir: dir, Socket: adminSocket(dir, n.role), Level: level}
 	if n.role == "xtr" && inCloud(n.site) {
 		d.VMs = by.agent(n, dir)
 	}
@@ -32,11 +32,12 @@ func configFile(n node, dir string, level string, by maker) (string, error) {
 	return b.String(), nil
 }
 
-// ConfigFiles are the configuration files of all daemons of the demo, by host, as they would be for a run in dir.
-func ConfigFiles(dir string) (map[string]string, error) {
+// ConfigFiles are the configuration files of all daemons of the demo, by host, as they would be for a run in dir, with or
+// without service addresses.
+func ConfigFiles(dir string, services bool) (map[string]string, error) {
 	out := make(map[string]string)
 	for _, n := range append([]node{inetNode}, nodes...) {
-		text, err := configFile(n, filepath.Join(dir, n.name), "info", namespaceMaker{})
+		text, err := configFile(n, filepath.Join(dir, n.name), "info", namespaceMaker{}, services)
 		if err != nil {
 			return nil, err
 		}
@@ -55,6 +56,7 @@ type configData struct {
 	node
 	Name, Role, Dir, Socket, Level string
 	VMs                            string // where the agent hears of its VMs
+	Services                       bool   // the cloud has service addresses
 }
 
 func (d configData) XTRID() string       { return d.xtrID() }
@@ -63,7 +65,7 @@ func (d configData) V4() netip.Addr      { return d.v4() }
 func (d configData) V6() netip.Addr      { return d.v6() }
 func (d configData) Outside() bool       { return outOfCloud(d.site) }
 func (d configData) SiteNumber() int {
-	return map[string]int{"nezu": 1, "hokuriku": 2, "nara": 3, "xsite": 9}[d.site]
+	return map[string]int{"nezu": 1, "hokuriku": 2, "nara": 3, "osaka": 4, "xsite": 9}[d.site]
 }
 func (d configData) Upstreams() []netip.Addr { return []netip.Addr{gateway4(d.up4())} }
 
@@ -158,6 +160,18 @@ func (d configData) Prefixes() []netip.Prefix {
 	}
 	return d.Aggregates()
 }
+
+// Registered are what is registered at the cloud's Map-Servers: the EIDs, and what the D-ETRs take for the VMs.
+func (d configData) Registered() []netip.Prefix {
+	all := d.Aggregates()
+	if d.Services {
+		all = append(append(all, d.ServicePrefixes()...), pool)
+	}
+	return all
+}
+
+func (d configData) ServicePrefixes() []netip.Prefix { return []netip.Prefix{services4, services6} }
+func (d configData) Pool() netip.Prefix              { return pool }
 
 func (d configData) XsitePrefixes() []netip.Prefix { return []netip.Prefix{xsite4, xsite6} }
 
@@ -271,7 +285,7 @@ sites:
       - {id: 1, secret: {{.ExternalSecret}}}
 {{- else}}
   - name: cloud
-    prefixes: {{list .Aggregates}}
+    prefixes: {{list .Registered}}
     allowed_rlocs: {{list .Allowed}}
     keys:
       - {id: 1, secret: {{.Secret}}}
@@ -302,6 +316,12 @@ bgp:
 external:
   map_servers:{{$s := .ExternalSecret}}{{range .External}}
     - {address: "{{.}}", key: {id: 1, secret: {{$s}}}}{{end}}
+{{- if .Services}}
+services:
+  prefixes: {{list .ServicePrefixes}}
+  pool: "{{.Pool}}"
+  map_servers:{{$s := .Secret}}{{range .MapServers4}}
+    - {address: "{{.}}", key: {id: 1, secret: {{$s}}}}{{end}}{{end}}
 {{end}}
 
 {{- define "controller"}}{{template "common" .}}

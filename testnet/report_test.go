@@ -196,7 +196,7 @@ func TestMappingRowNamesItsRLOC(t *testing.T) {
 }
 
 func TestConfigFilesName(t *testing.T) {
-	all, err := ConfigFiles("/run/x")
+	all, err := ConfigFiles("/run/x", false)
 	must(t, err)
 	if len(all) != len(nodes)+1 {
 		t.Fatalf("%d files", len(all))

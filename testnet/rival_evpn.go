@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -110,29 +109,12 @@ func (n *evpnNetwork) start(ctx context.Context) error {
 }
 
 func (n *evpnNetwork) startFRR(ctx context.Context, h *Host) error {
-	dir, err := frrOwn(h)
-	if err != nil {
-		return err
-	}
-	zserv := filepath.Join(dir, "zserv.api")
 	for _, daemon := range []string{"zebra", "bgpd"} {
-		conf, log := filepath.Join(dir, daemon+".conf"), filepath.Join(dir, daemon+".log")
-		text, err := evpnConfig(daemon, h.Name, n.tuned, log)
+		text, err := evpnConfig(daemon, h.Name, n.tuned, filepath.Join(frrRun(h), daemon+".log"))
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-			return fmt.Errorf("testnet: %w", err)
-		}
-		args := []string{filepath.Join(frrDir, daemon), "-f", conf, "-i", filepath.Join(dir, daemon+".pid"),
-			"-z", zserv, "--vty_socket", dir, "-P", "0"}
-		if err := h.define(Spec{Name: daemon, Args: args, Log: filepath.Join(h.dir, daemon+".log")}); err != nil {
-			return err
-		}
-		if err := h.launch(daemon); err != nil {
-			return err
-		}
-		if _, err := n.show(ctx, h, daemon, "show version"); err != nil { // bgpd looks for zebra once, and then only now and again
+		if err := startFRRDaemon(ctx, h, daemon, text); err != nil {
 			return err
 		}
 	}
@@ -157,26 +139,10 @@ func frrOwn(h *Host) (string, error) {
 	return dir, nil
 }
 
-// show asks a daemon, again until it answers.
-func (n *evpnNetwork) show(ctx context.Context, h *Host, daemon, command string) ([]byte, error) {
-	for {
-		out, err := exec.CommandContext(ctx, "vtysh", "--vty_socket", frrRun(h), "-d", daemon, "-c", command).CombinedOutput()
-		if err == nil {
-			return out, nil
-		}
-		if !h.Running(daemon) {
-			return nil, fmt.Errorf("testnet: %s/%s ended; it said:\n%s", h.Name, daemon, tail(filepath.Join(h.dir, daemon+".log")))
-		}
-		if e := sleep(ctx, 20*time.Millisecond); e != nil {
-			return nil, fmt.Errorf("testnet: %s/%s does not answer %q: %w: %s", h.Name, daemon, command, errors.Join(e, err), out)
-		}
-	}
-}
-
 // waitMesh waits until zebra has the other ends' VTEPs of our network, which it has from BGP.
 func (n *evpnNetwork) waitMesh(ctx context.Context, h *Host) error {
 	for {
-		out, err := n.show(ctx, h, "zebra", fmt.Sprintf("show evpn vni %d json", labVNI))
+		out, err := frrShow(ctx, h, "zebra", fmt.Sprintf("show evpn vni %d json", labVNI))
 		if err != nil {
 			return err
 		}

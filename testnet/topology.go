@@ -3,15 +3,19 @@ package testnet
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // The demo's cloud, as the issue and README draw it. Every host hangs on the Internet router by a link of its own:
 // host N has 100.64.N.2/24 and 2001:db8:100:N::2/64 at eth0, the router .1 and ::1.
 //
 //	nezu      nezu-hv1 nezu-hv2 detr1 ms1        client4 192.0.2.10
-//	hokuriku  hokuriku-hv1 detr2          inet   client6 2001:db8:c::10
+//	hokuriku  hokuriku-hv1                inet   client6 2001:db8:c::10
 //	nara      nara-hv1 ms2                       xsite: xsite-xtr xsite-ms xhost
+//	osaka     detr2
 //	          ctl
+//
+// Nezu is in Tokyo. With service addresses there are three more VMs, see services.go.
 
 // Families of RLOCs.
 const (
@@ -33,7 +37,7 @@ var nodes = []node{
 	{"hokuriku-hv1", "hokuriku", "xtr", 3, rloc6, "hypervisor at Hokuriku, RLOC over IPv6"},
 	{"nara-hv1", "nara", "xtr", 4, rloc4, "hypervisor at Nara, RLOC over IPv4"},
 	{"detr1", "nezu", "detr", 5, rloc4 | rloc6, "representative ETR at Nezu"},
-	{"detr2", "hokuriku", "detr", 6, rloc4 | rloc6, "representative ETR at Hokuriku"},
+	{"detr2", "osaka", "detr", 6, rloc4 | rloc6, "representative ETR at Osaka"},
 	{"ms1", "nezu", "mapserver", 7, 0, "Map-Server and Map-Resolver at Nezu"},
 	{"ms2", "nara", "mapserver", 8, 0, "Map-Server and Map-Resolver at Nara"},
 	{"ctl", "nezu", "controller", 9, 0, "the cloud's controller"},
@@ -168,12 +172,39 @@ var endpoints = map[string]endpoint{
 	hostXhost:   {netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:f0f0:1::10")},
 	hostWeb:     {netip.MustParseAddr("198.51.100.10"), netip.MustParseAddr("2001:db8:e1d:1::10")},
 	hostPeer:    {netip.MustParseAddr("198.51.100.20"), netip.MustParseAddr("2001:db8:e1d:1::20")},
+	// The VMs with service addresses have IPv6 only.
+	hostTokyo:    {v6: netip.MustParseAddr("2001:db8:e1d:1::81")},
+	hostHokuriku: {v6: netip.MustParseAddr("2001:db8:e1d:1::82")},
+	hostNara:     {v6: netip.MustParseAddr("2001:db8:e1d:1::83")},
 }
 
 // eids are an endpoint's addresses as EIDs.
-func (e endpoint) eids() []string {
-	return []string{netip.PrefixFrom(e.v4, 32).String(), netip.PrefixFrom(e.v6, 128).String()}
+func (e endpoint) eids() (out []string) {
+	for _, a := range e.all() {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()).String())
+	}
+	return out
+}
+
+// all are the addresses that it has.
+func (e endpoint) all() (out []netip.Addr) {
+	for _, a := range []netip.Addr{e.v4, e.v6} {
+		if a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// about says the addresses in one line for people.
+func (e endpoint) about() string {
+	var words []string
+	for _, a := range e.all() {
+		words = append(words, a.String())
+	}
+	return strings.Join(words, " ")
 }
 
 // vms of the cloud, and the MAC of each.
-var vmMACs = map[string]string{hostWeb: "52:54:00:00:00:10", hostPeer: "52:54:00:00:00:20"}
+var vmMACs = map[string]string{hostWeb: "52:54:00:00:00:10", hostPeer: "52:54:00:00:00:20",
+	hostTokyo: "52:54:00:00:00:81", hostHokuriku: "52:54:00:00:00:82", hostNara: "52:54:00:00:00:83"}

@@ -13,7 +13,15 @@ import (
 
 // The demo writes its files by hand, as an operator would: they must be what the daemons read.
 func TestDemoConfigurationsAreValid(t *testing.T) {
-	files, err := testnet.ConfigFiles("/run/tabi-demo-test")
+	for _, services := range []bool{false, true} {
+		checkDemoConfigurations(t, services)
+	}
+}
+
+// checkDemoConfigurations reads the files of the demo, with service addresses or without.
+func checkDemoConfigurations(t *testing.T, services bool) {
+	t.Helper()
+	files, err := testnet.ConfigFiles("/run/tabi-demo-test", services)
 	if err != nil {
 		t.Fatal(err)
 	}
