@@ -83,6 +83,12 @@ func (c *Controller) routes() []route {
 		{"GET", "/v1/hypervisors/{name}/drain", "", "200 drain, 404", "how far that has come", c.getDrain},
 		{"POST", "/v1/hypervisors/{name}/undrain", "", "200 hypervisor, 404", "use it again; what is queued is cancelled", c.postUndrain},
 		{"POST", "/v1/announcements", `{"vm" or "uuid" or "macs","to"}`, "201 or 200 announced, 404, 409", "somebody else is about to migrate a VM: prepare", c.postAnnouncement},
+		{"GET", "/v1/services?vm=", "", "200 [service]", "list service addresses, and how far each has come", c.listServices},
+		{"POST", "/v1/services", `{"services":[{"outside","vm","inside"}],"dry_run","partial"}`, "200 results", "add many: all or, if one is refused and not partial, none", c.postServices},
+		{"GET", "/v1/services/{outside}?wait=", "", "200 service, 404", "show one (203.0.113.0-28 is 203.0.113.0/28); wait=DURATION waits until every Map-Server has confirmed it", c.getService},
+		{"PUT", "/v1/services/{outside}?wait=", `{"vm"} or {"inside"}`, "201 or 200 service, 404, 409 taken", "give a VM a service address", c.putService},
+		{"DELETE", "/v1/services/{outside}?wait=&force=", "", "202 service, 204, 404", "take it away; 204 when every Map-Server has forgotten it (force=true: also one that is not known here)", c.dropService},
+		{"POST", "/v1/services/{outside}/move?wait=", `{"vm"} or {"inside"}`, "200 service, 404, 409 taken", "give it to another VM, or EID", c.moveService},
 		{"GET", "/v1/moves?vm=&state=&limit=", "", "200 [move], newest first", "list moves (limit: default 100, 0 = all)", c.listMoves},
 		{"GET", "/v1/moves/{id}?wait=", "", "200 move, 404", "show one; wait=DURATION waits until it has ended", c.getMove},
 		{"PUT", "/v1/moves/{id}?wait=", `{"vm","to"}`, "201 or 200 move, 409, 502 an agent failed", "prepare a move; waits until it is prepared (wait: default 30s)", c.putMove},
@@ -136,7 +142,11 @@ func (c *Controller) newHandler() http.Handler {
 			}
 		}
 		c.counters.add("api requests", 1)
-		req.Body = http.MaxBytesReader(w, req.Body, maxBody)
+		limit := int64(maxBody)
+		if req.URL.Path == "/v1/services" {
+			limit = maxServices
+		}
+		req.Body = http.MaxBytesReader(w, req.Body, limit)
 		mux.ServeHTTP(w, req)
 	})
 }
@@ -156,6 +166,7 @@ func serveTable(w http.ResponseWriter, req *http.Request, table []route) {
 	fmt.Fprintln(tw, `site        {"name","description","owners":[],"lend":{"cpus","memory","owners":[],"vms":[],"from_sites":[]},"shared_storage":[]}`)
 	fmt.Fprintln(tw, `hypervisor  {"name","site","rloc","xtr_id","site_id","agent","token","locators":[{"rloc","priority","weight"}],"driver","driver_peer","migrate_uri","cpus","memory"}`)
 	fmt.Fprintln(tw, `vm          {"name","hypervisor","macs":[],"eids":[],"interface","owner","uuid","cpus","memory"}`)
+	fmt.Fprintln(tw, `service     {"outside","inside","vm","kind","state","version","created","changed","problem","map_servers":[{"server","confirmed","version","at","error"}]}`)
 	fmt.Fprintln(tw, `migration request  {"vm","to" or "site","mode","copy_storage","disks":[],"bandwidth","max_downtime","auto_converge","compress","parallel","timeout","on_slow"}`)
 	_ = tw.Flush() // the caller has gone
 }
@@ -201,7 +212,7 @@ func body(r *http.Request, v any) error {
 	var tooBig *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooBig):
-		return fail(http.StatusRequestEntityTooLarge, "body: more than %d bytes", maxBody)
+		return fail(http.StatusRequestEntityTooLarge, "body: more than %d bytes", tooBig.Limit)
 	case errors.Is(err, io.EOF):
 		return fail(http.StatusBadRequest, "body: empty; want a JSON object")
 	}

@@ -316,6 +316,12 @@ func (c *Controller) putVM(r *http.Request) (int, any, error) {
 		if m := c.moving(v.Name); m != nil {
 			return nil, fail(http.StatusConflict, "vm %s cannot change now: %s", v.Name, m.summary())
 		}
+		if lost := c.servicesLost(old.EIDs, v.EIDs); len(lost) > 0 {
+			return nil, fail(http.StatusConflict, "vm %s: service addresses are translated to EIDs that it would not have any more: %s; move or delete them first", v.Name, strings.Join(lost, ", "))
+		}
+		if e, o := c.serviceOutside(v.EIDs); o != "" {
+			return nil, fail(http.StatusConflict, "vm %s: %s cannot be its EID: it is the service address %s", v.Name, e, o)
+		}
 		if v.Hypervisor != old.Hypervisor {
 			v.Placed = now
 		}
@@ -339,6 +345,9 @@ func (c *Controller) deleteVM(r *http.Request) (int, any, error) {
 		}
 		if g := c.migrating(name); g != nil {
 			return nil, fail(http.StatusConflict, "vm %s cannot be removed now: it is being migrated: %s to %s (%s)", name, g.ID, g.To, g.Phase)
+		}
+		if lost := c.servicesLost(c.inv.vms[name].EIDs, nil); len(lost) > 0 {
+			return nil, fail(http.StatusConflict, "vm %s cannot be removed: it has service addresses: %s; move or delete them first", name, strings.Join(lost, ", "))
 		}
 		c.forgetVM(name)
 		return nil, nil

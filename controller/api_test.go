@@ -162,7 +162,7 @@ func TestAPITable(t *testing.T) {
 		rec := httptest.NewRecorder()
 		r.Handler().ServeHTTP(rec, req)
 		var table []route
-		if err := json.Unmarshal(rec.Body.Bytes(), &table); err != nil || len(table) != 33 {
+		if err := json.Unmarshal(rec.Body.Bytes(), &table); err != nil || len(table) != 39 {
 			t.Fatalf("%v: %d rows", err, len(table))
 		}
 		text := r.must(t, http.StatusOK, "GET", "/v1", "")

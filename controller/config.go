@@ -94,6 +94,8 @@ type Timing struct {
 	Stall time.Duration
 	// Tell is how often agents are told again what VMs there are (default 5 min).
 	Tell time.Duration
+	// Services is how often every service is registered again (default 5 min).
+	Services time.Duration
 }
 
 // maxRegisterBackoff bounds the interval between two Map-Registers (RFC 9301 section 5.7).
@@ -129,6 +131,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.Locate, 2 * time.Second},
 		{&t.Finish, 10 * time.Second},
 		{&t.Stall, time.Minute},
+		{&t.Services, 5 * time.Minute},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.def

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -63,6 +64,8 @@ type Controller struct {
 	drainAs    map[string]MigrationRequest // how a hypervisor was drained, to plan for what is left
 	stuck      map[string][]PlannedMove    // VMs that a drain could not begin to migrate, by hypervisor
 	reschedule bool                        // the queues may have moved on
+
+	svc *services
 
 	nonce   uint64 // last used
 	leased  uint64 // nonces below are ours, durably
@@ -146,9 +149,14 @@ func newController(cfg Config, ep Endpoint, store Store, ag agents, log *slog.Lo
 	for _, s := range cfg.MapServers {
 		c.env.servers = append(c.env.servers, s.Addr)
 	}
+	c.svc = newServices(newSvcRegistrar(c.env.servers, cfg.Timing.Register, cfg.Timing.Services))
 	c.wire = newWire(cfg, ep, c.counters)
+	c.wire.serviced = func(server netip.Addr, nonce uint64, records []lisp.Mapping) {
+		c.post(func(now time.Time) { c.servicesNotified(server, nonce, records, now) })
+	}
 	c.wire.notified = func(s sent, n notice) {
 		c.post(func(now time.Time) {
+			c.svc.hear(s.server, now)
 			c.event(s.move, evNotify{server: s.server, eid: s.eid, version: n.mapping.Version,
 				holder: n.holder, locators: n.mapping.Locators}, now)
 		})
@@ -194,6 +202,8 @@ func (c *Controller) load() error {
 	for _, l := range saved.Links {
 		c.links[l.Link] = l
 	}
+	slices.SortFunc(saved.Services, func(a, b Service) int { return a.Changed.Compare(b.Changed) })
+	c.svc.saved = saved.Services
 	c.nonce, c.leased = saved.Nonce, saved.Nonce
 	return nil
 }
@@ -235,6 +245,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		c.startWatcher(h)
 	}
 	now := time.Now()
+	c.svc.begin(now)
 	for _, e := range c.openMoves() {
 		c.log.Info("going on with a move", "move", e.m.ID, "vm", e.m.VM, "state", string(e.m.State))
 		if g := c.migrating(e.m.VM); g == nil || g.Move != e.m.ID {
@@ -321,6 +332,8 @@ func (c *Controller) wait(now time.Time) time.Duration {
 	save := c.lazyAt
 	if c.unsaved != nil {
 		save = c.saveAt
+	} else if at := c.svc.next(); !at.IsZero() && at.Before(next) { // what is not durable is not registered
+		next = at
 	}
 	if !save.IsZero() && save.Before(next) {
 		next = save

@@ -239,7 +239,9 @@ func (c *Controller) recognise(hv string, v VM, g Guest) {
 		n := v
 		n.EIDs, n.MACs = g.EIDs, macsOf(g)
 		if n, err := n.normal(); err == nil {
-			if o, _ := c.inv.conflict(n); o == "" {
+			o, _ := c.inv.conflict(n)
+			if _, service := c.serviceOutside(n.EIDs); o == "" && service == "" {
+				c.warnServices(v.Name, v.EIDs, n.EIDs)
 				v = n
 			}
 		}
@@ -296,6 +298,9 @@ func (c *Controller) newcomer(hv string, g Guest) (VM, string) {
 	}
 	if o, what := c.inv.conflict(n); o != "" {
 		return v, "vm " + o + " has " + what + " already"
+	}
+	if e, o := c.serviceOutside(n.EIDs); o != "" {
+		return v, e.String() + " is the service address " + o
 	}
 	return n, ""
 }
@@ -390,6 +395,7 @@ func (c *Controller) reconcile(now time.Time) {
 
 // forgetVM removes a VM.
 func (c *Controller) forgetVM(name string) {
+	c.warnServices(name, c.inv.vms[name].EIDs, nil)
 	c.inv.delVM(name)
 	c.dirty.delVM(name)
 	delete(c.missing, name)

@@ -157,6 +157,32 @@
 // saying it once; the answer does not wait for it. If no migration follows, the move is undone when its time is up
 // (Timing.Announced), or as soon as the source's agent says that the VM stays.
 //
+// # Service addresses
+//
+// A service address, IPv4 or IPv6, is what clients use and the D-ETRs translate to a VM's EID, wherever the VM is. The
+// controller decides who has which: a service binds Outside, one address or a prefix, to Inside, an IPv6 EID with as
+// many host bits. A VM's address has one of each family at most, and no two services overlap.
+//
+//	curl -X PUT "$C/v1/services/198.51.100.10?wait=5s" -d '{"vm":"web"}'     # its IPv6 EID, if there is just one
+//	curl -X PUT $C/v1/services/198.51.100.11 -d '{"inside":"2001:db8:e1d:1::11"}'
+//	curl -X PUT $C/v1/services/203.0.113.0-28 -d '{"inside":"2001:db8:e1d:1::40/124"}'   # 203.0.113.0/28
+//	curl $C/v1/services/198.51.100.10                                        # and what each Map-Server has said of it
+//	curl -X POST $C/v1/services/198.51.100.10/move -d '{"vm":"web2"}'
+//	curl -X DELETE $C/v1/services/198.51.100.10                              # 202, and 204 once it is forgotten everywhere
+//	curl -X POST $C/v1/services -d '{"services":[{"outside":"198.51.100.10","vm":"web"}],"dry_run":true}'
+//
+// A 409 names who has the address already. The Inside of a service is a VM's EID, or part of one; one that is wider must
+// have some VM's EID in it, and then each address is of whoever has it. A VM that has services is not deleted, nor are
+// the EIDs taken away that they are translated to: move or delete the services first. If a VM that nobody entered
+// vanishes with its domain, its services wait for a VM with their EIDs, and say so under "problem".
+//
+// Services are registered at every Map-Server with the controller's key, each change at once and all of them every
+// [Timing.Services], so that a Map-Server that lost its store gets them back; after a Map-Server's silence it gets them
+// at once. A service is "confirmed" when every Map-Server has confirmed it, "pending" until then. What was deleted is
+// "deleting" until every Map-Server has confirmed that, however long it is away. If a Map-Server knows a newer version
+// than the controller, after the controller's store was lost, the controller counts on from there. What only a Map-Server
+// knows is taken away with DELETE and "?force=true".
+//
 // # Versions
 //
 // Agents are told the version that the mapping has ("version" in PUT /v1/handovers/{id}; 0 = not known),

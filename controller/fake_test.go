@@ -42,7 +42,7 @@ type memStore struct {
 
 func newMemStore() *memStore {
 	s := &memStore{kinds: map[string]map[string]json.RawMessage{}}
-	for _, k := range []string{"site", "hv", "vm", "move", "migration", "link"} {
+	for _, k := range []string{"site", "hv", "vm", "move", "migration", "link", "service"} {
 		s.kinds[k] = map[string]json.RawMessage{}
 	}
 	return s
@@ -63,13 +63,14 @@ func (s *memStore) Load() (Saved, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out Saved
-	var errs [6]error
+	var errs [7]error
 	out.Sites, errs[0] = loadKind[Site](s, "site")
 	out.Hypervisors, errs[1] = loadKind[Hypervisor](s, "hv")
 	out.VMs, errs[2] = loadKind[VM](s, "vm")
 	out.Moves, errs[3] = loadKind[Move](s, "move")
 	out.Migrations, errs[4] = loadKind[MigrationRecord](s, "migration")
 	out.Links, errs[5] = loadKind[LinkMemory](s, "link")
+	out.Services, errs[6] = loadKind[Service](s, "service")
 	out.Nonce = s.nonce
 	return out, errors.Join(errs[:]...)
 }
@@ -107,6 +108,7 @@ func (s *memStore) Save(b Batch) error {
 	saveKind(s, "move", b.PutMoves, b.DelMoves, moveID)
 	saveKind(s, "migration", b.PutMigrations, b.DelMigrations, migID)
 	saveKind(s, "link", b.PutLinks, nil, linkName)
+	saveKind(s, "service", b.PutServices, b.DelServices, serviceName)
 	if b.Nonce != 0 {
 		s.nonce = b.Nonce
 	}

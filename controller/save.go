@@ -48,6 +48,11 @@ func (c *Controller) flush(now time.Time) {
 		c.wakeMigrationWatchers(id)
 	}
 	clear(c.migTouched)
+	for outside := range c.svc.touched {
+		c.wakeServiceWatchers(outside, nil)
+	}
+	clear(c.svc.touched)
+	c.registerServices(now)
 	if c.rewatch {
 		c.rewatch = false
 		c.setWatches()
@@ -61,10 +66,10 @@ func (c *Controller) save(now time.Time) error {
 	if n := c.nextNonce(now); n+nonceLease/2 > c.leased && len(c.env.servers) > 0 {
 		c.dirty.Nonce = n + nonceLease
 	}
-	if len(c.changed)+len(c.migChanged) > 0 && c.lazyAt.IsZero() {
+	if len(c.changed)+len(c.migChanged)+len(c.svc.changed) > 0 && c.lazyAt.IsZero() {
 		c.lazyAt = now.Add(lazy)
 	}
-	if !c.urgent && c.dirty.Empty() && (c.lazyAt.IsZero() || now.Before(c.lazyAt)) {
+	if !c.urgent && c.dirty.Empty() && len(c.svc.dirty) == 0 && (c.lazyAt.IsZero() || now.Before(c.lazyAt)) {
 		return nil
 	}
 	if c.unsaved != nil && now.Before(c.saveAt) && !slices.ContainsFunc(c.answers, func(a answer) bool { return a.write }) {
@@ -80,8 +85,10 @@ func (c *Controller) save(now time.Time) error {
 			c.dirty.putMigration(m.r)
 		}
 	}
-	if !c.dirty.Empty() {
-		if err := c.store.Save(c.dirty); err != nil {
+	batch := c.dirty
+	c.svc.batch(&batch)
+	if !batch.Empty() {
+		if err := c.store.Save(batch); err != nil {
 			c.counters.add("store: saves failed", 1)
 			if c.unsaved == nil {
 				c.log.Error("the store does not save: moves wait", "err", err)
@@ -101,6 +108,8 @@ func (c *Controller) save(now time.Time) error {
 	c.unsaved, c.saveAt, c.lazyAt, c.urgent = nil, time.Time{}, time.Time{}, false
 	clear(c.changed)
 	clear(c.migChanged)
+	clear(c.svc.dirty)
+	clear(c.svc.changed)
 	return nil
 }
 

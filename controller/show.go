@@ -86,9 +86,10 @@ func (c *Controller) Shows() map[string]func(context.Context) (any, error) {
 			}
 			return out
 		}),
-		"links": owner(func() any { return sorted(c.links) }),
-		"moves": owner(func() any { return c.moveRows() }),
-		"sites": owner(func() any { return sorted(c.inv.sites) }),
+		"links":    owner(func() any { return sorted(c.links) }),
+		"moves":    owner(func() any { return c.moveRows() }),
+		"services": owner(func() any { return c.serviceRows() }),
+		"sites":    owner(func() any { return sorted(c.inv.sites) }),
 		"hypervisors": owner(func() any {
 			out := []HypervisorRow{}
 			for _, h := range sorted(c.inv.hvs) {
@@ -144,6 +145,10 @@ func (c *Controller) Explain(ctx context.Context, e lisp.EID) ([]lisp.Finding, e
 func (c *Controller) explain(e lisp.EID) []lisp.Finding {
 	name, f := c.inv.covering(e)
 	v, ok := c.inv.vms[name]
+	services := c.explainServices(e)
+	if !ok && len(services) > 0 {
+		return services
+	}
 	if !ok {
 		return []lisp.Finding{{Part: "inventory", Says: "belongs to no VM", Why: fmt.Sprintf("no VM has an EID that covers %s", e)}}
 	}
@@ -156,6 +161,7 @@ func (c *Controller) explain(e lisp.EID) []lisp.Finding {
 	if st, ok := c.status[h.Name]; ok && st.err != "" {
 		out = append(out, lisp.Finding{Part: "agent", Says: h.Name + " cannot be reached", Why: st.err})
 	}
+	out = append(out, services...)
 	moves := c.byVM[v.Name]
 	if len(moves) == 0 {
 		return out

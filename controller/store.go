@@ -19,6 +19,7 @@ type Saved struct {
 	Moves       []Move
 	Migrations  []MigrationRecord
 	Links       []LinkMemory
+	Services    []Service
 	Nonce       uint64 // no Map-Register was sent with this nonce or a higher one
 }
 
@@ -31,18 +32,21 @@ type Batch struct {
 	PutMoves       []Move
 	PutMigrations  []MigrationRecord
 	PutLinks       []LinkMemory
+	PutServices    []Service
 	DelSites       []string
 	DelHypervisors []string
 	DelVMs         []string
 	DelMoves       []string
 	DelMigrations  []string
-	Nonce          uint64 // 0 = unchanged
+	DelServices    []string // by Outside
+	Nonce          uint64   // 0 = unchanged
 }
 
 // Empty reports whether b changes nothing.
 func (b *Batch) Empty() bool {
 	return len(b.PutSites)+len(b.PutHypervisors)+len(b.PutVMs)+len(b.PutMoves)+
 		len(b.PutMigrations)+len(b.PutLinks)+len(b.DelMigrations)+
+		len(b.PutServices)+len(b.DelServices)+
 		len(b.DelSites)+len(b.DelHypervisors)+len(b.DelVMs)+len(b.DelMoves) == 0 && b.Nonce == 0
 }
 

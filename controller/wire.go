@@ -31,6 +31,8 @@ type wire struct {
 	keys     map[netip.Addr]lisp.Key
 	counters *counters
 	notified func(sent, notice) // a Map-Notify that answers one of ours
+	// serviced is the same for Map-Registers of services.
+	serviced func(server netip.Addr, nonce uint64, records []lisp.Mapping)
 
 	mu    sync.Mutex
 	regs  map[uint64]sent                  // by nonce
@@ -40,10 +42,11 @@ type wire struct {
 
 // sent is a Map-Register that may be answered.
 type sent struct {
-	move   string
-	server netip.Addr
-	eid    lisp.EID
-	at     time.Time
+	move     string
+	server   netip.Addr
+	eid      lisp.EID
+	services bool // it is of services: move and eid are not set
+	at       time.Time
 }
 
 // notice is what a Map-Notify says of one EID.
@@ -106,6 +109,25 @@ func (w *wire) register(move string, to Side, r actRegister, nonce uint64, now t
 	return nil
 }
 
+// registerServices sends one Map-Register of services. They are the controller's own: there is no xTR-ID, and the
+// Map-Server knows us by our address and key.
+func (w *wire) registerServices(s svcSend, now time.Time) error {
+	b, err := lisp.AppendSigned(nil, &lisp.MapRegister{WantMapNotify: true, Nonce: s.nonce, Records: s.records}, w.keys[s.server])
+	if err != nil {
+		return fmt.Errorf("controller: Map-Register of services: %w", err)
+	}
+	w.mu.Lock()
+	w.sweep(now)
+	w.regs[s.nonce] = sent{server: s.server, services: true, at: now}
+	w.mu.Unlock()
+	w.counters.add("map-registers sent", 1)
+	if err := w.ep.Send(netip.AddrPortFrom(s.server, w.cfg.Port), b); err != nil {
+		w.counters.add("map-registers not sent", 1)
+		return fmt.Errorf("controller: Map-Register of services: %w", err)
+	}
+	return nil
+}
+
 // sweep forgets Map-Registers that nobody answers any more.
 func (w *wire) sweep(now time.Time) {
 	if now.Sub(w.swept) < keepSent/4 {
@@ -142,6 +164,11 @@ func (w *wire) mapNotify(p control.Packet, m *lisp.MapNotify) {
 		return
 	case lisp.Verify(p.Raw, m, w.keys[from]) != nil:
 		w.counters.add("map-notifies dropped: authentication", 1)
+		return
+	}
+	if s.services {
+		w.counters.add("map-notifies received", 1)
+		w.serviced(from, m.Nonce, m.Records)
 		return
 	}
 	for _, r := range m.Records {

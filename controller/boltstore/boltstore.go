@@ -25,6 +25,7 @@ var (
 	bucketMoves       = []byte("moves")
 	bucketMigrations  = []byte("migrations")
 	bucketLinks       = []byte("links")
+	bucketServices    = []byte("services")
 
 	keyFormat = []byte("format")
 	keyNonce  = []byte("nonce")
@@ -51,7 +52,7 @@ func Open(path string) (*Store, error) {
 }
 
 func prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketSites, bucketHypervisors, bucketVMs, bucketMoves, bucketMigrations, bucketLinks} {
+	for _, name := range [][]byte{bucketMeta, bucketSites, bucketHypervisors, bucketVMs, bucketMoves, bucketMigrations, bucketLinks, bucketServices} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -81,7 +82,8 @@ func (s *Store) Load() (controller.Saved, error) {
 			load(tx, bucketVMs, &out.VMs),
 			load(tx, bucketMoves, &out.Moves),
 			load(tx, bucketMigrations, &out.Migrations),
-			load(tx, bucketLinks, &out.Links))
+			load(tx, bucketLinks, &out.Links),
+			load(tx, bucketServices, &out.Services))
 	})
 	if err != nil {
 		return controller.Saved{}, fmt.Errorf("boltstore: load: %w", err)
@@ -114,7 +116,8 @@ func (s *Store) Save(b controller.Batch) error {
 			save(tx, bucketVMs, b.PutVMs, b.DelVMs, func(v controller.VM) string { return v.Name }),
 			save(tx, bucketMoves, b.PutMoves, b.DelMoves, func(v controller.Move) string { return v.ID }),
 			save(tx, bucketMigrations, b.PutMigrations, b.DelMigrations, func(v controller.MigrationRecord) string { return v.ID }),
-			save(tx, bucketLinks, b.PutLinks, nil, func(v controller.LinkMemory) string { return v.Link }))
+			save(tx, bucketLinks, b.PutLinks, nil, func(v controller.LinkMemory) string { return v.Link }),
+			save(tx, bucketServices, b.PutServices, b.DelServices, func(v controller.Service) string { return v.Outside.String() }))
 	})
 	if err != nil {
 		return fmt.Errorf("boltstore: save: %w", err)
