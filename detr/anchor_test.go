@@ -20,7 +20,7 @@ func TestAnchorIsASink(t *testing.T) {
 		})
 		dp := newPlane()
 		a := newAnchor(cfg, dp)
-		if err := a.start(context.Background(), nil); err != nil {
+		if err := a.start(context.Background(), nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		return sinktest.Subject{Sink: a, Content: func(t *testing.T) (ms []lisp.Mapping) {
@@ -47,7 +47,7 @@ func TestAnchorRoutes(t *testing.T) {
 	ctx := context.Background()
 	dp := newPlane()
 	a := newAnchor(ready(), dp)
-	if err := a.start(ctx, nil); err != nil {
+	if err := a.start(ctx, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	put := func(ms ...lisp.Mapping) {
@@ -136,7 +136,7 @@ func TestAnchorWarm(t *testing.T) {
 		encap("203.0.113.0/24", "192.0.2.1"), // not ours
 	)
 	a := newAnchor(ready(), dp)
-	if err := a.start(ctx, dp.Routes()); err != nil {
+	if err := a.start(ctx, dp.Routes(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if s := a.state(); s.warm != 4 || s.full {

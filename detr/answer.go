@@ -12,11 +12,18 @@ import (
 const negativeTTL = lisp.TTL(15)
 
 // answer is the Map-Reply to m, which came to the RLOC self, and is all that an outsider is ever told of the
-// cloud: for any EID inside an aggregate, that aggregate and the D-ETRs' RLOCs. It looks at nothing but
-// the configuration, so there is nothing more-specific that it could say (RFC 9301 section 5.5 asks for all
-// more-specifics). An EID prefix that covers aggregates is answered by those. For anything else the answer
-// is negative, and speaks of exactly what was asked; an RLOC-probe for it is not answered (nil).
-func answer(cfg *Config, m *lisp.MapRequest, self netip.Addr) *lisp.MapReply {
+// cloud: for any EID inside an aggregate or a service prefix, that prefix and the D-ETRs' RLOCs. It looks at
+// nothing but the configuration, so there is nothing more-specific that it could say than the service prefixes of
+// an aggregate (RFC 9301 section 5.5 asks for all more-specifics). An EID prefix that covers some is answered by
+// those. For anything else the answer is negative, and speaks of exactly what was asked; an RLOC-probe for it is
+// not answered (nil).
+//
+// RLOC-probes are the cloud's xTRs', too: they probe us for the pool. While we do not serve, none is answered: the
+// RLOC counts as down then, and packets go to another D-ETR. To whoever asks we are not to be used.
+func answer(cfg *Config, m *lisp.MapRequest, self netip.Addr, serving bool) *lisp.MapReply {
+	if m.Probe && !serving {
+		return nil
+	}
 	r := &lisp.MapReply{Probe: m.Probe, Nonce: m.Nonce}
 	told := make(map[lisp.EID]bool)
 	add := func(rec lisp.Mapping) {
@@ -26,18 +33,27 @@ func answer(cfg *Config, m *lisp.MapRequest, self netip.Addr) *lisp.MapReply {
 		}
 	}
 	for _, asked := range m.Records {
-		if a, ok := cfg.own(asked.EID); ok {
-			add(aggregate(cfg, a, m.Probe, self))
-			continue
-		}
-		covers := false
-		for _, a := range cfg.Aggregates {
-			if asked.EID.Contains(a) {
-				covers = true
-				add(aggregate(cfg, a, m.Probe, self))
+		best, ok := cfg.outwardFor(asked.EID)
+		if ok {
+			add(aggregate(cfg, best, m.Probe, self, serving))
+			if m.Probe {
+				continue
 			}
 		}
-		if !covers && !m.Probe {
+		covers := false
+		for _, e := range cfg.outward {
+			if asked.EID.Contains(e) || ok && best.Contains(e) {
+				covers = true
+				add(aggregate(cfg, e, m.Probe, self, serving))
+			}
+		}
+		switch pool := lisp.MakeEID(0, cfg.Services.Pool); {
+		case covers:
+		case m.Probe:
+			if pool.IsValid() && pool.Contains(asked.EID) {
+				add(aggregate(cfg, pool, true, self, serving))
+			}
+		default:
 			add(lisp.Mapping{EID: asked.EID, TTL: negativeTTL, Action: lisp.ActNativelyForward})
 		}
 	}
@@ -47,15 +63,31 @@ func answer(cfg *Config, m *lisp.MapRequest, self netip.Addr) *lisp.MapReply {
 	return r
 }
 
-// aggregate is the record of the aggregate a.
-func aggregate(cfg *Config, a lisp.EID, probe bool, self netip.Addr) lisp.Mapping {
-	locs := slices.Clone(cfg.Anchors)
-	for i := range locs {
-		l := &locs[i]
+// outwardFor is the longest prefix that outsiders may know and that covers e.
+func (c *Config) outwardFor(e lisp.EID) (best lisp.EID, ok bool) {
+	for _, o := range c.outward {
+		if o.Contains(e) && (!ok || o.Prefix.Bits() > best.Prefix.Bits()) {
+			best, ok = o, true
+		}
+	}
+	return best, ok
+}
+
+// aggregate is the record of an aggregate, or of what else we stand for.
+func aggregate(cfg *Config, a lisp.EID, probe bool, self netip.Addr, serving bool) lisp.Mapping {
+	m := lisp.Mapping{EID: a, TTL: aggregateTTL, Authoritative: true, Locators: slices.Clone(cfg.Anchors)}
+	for i := range m.Locators {
+		l := &m.Locators[i]
 		l.Local = slices.ContainsFunc(cfg.RLOCs, func(o lisp.Locator) bool { return o.RLOC == l.RLOC })
 		l.Probed = probe && l.RLOC == self
+		if l.Local && !serving {
+			l.Priority, l.Reachable = lisp.UnusablePriority, false
+		}
 	}
-	return lisp.Mapping{EID: a, TTL: aggregateTTL, Authoritative: true, Locators: locs}
+	if !serving {
+		m.TTL = negativeTTL // we may be back soon
+	}
+	return m
 }
 
 // replyTo is where the Map-Reply to m goes. An RLOC-probe is answered to its sender (RFC 9301 section 7.1),

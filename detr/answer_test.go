@@ -65,7 +65,7 @@ func TestAnswer(t *testing.T) {
 		{"a probe of another's", with(ask("203.0.113.10/32"), func(m *lisp.MapRequest) { m.Probe = true }), nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := answer(ready(), c.m, addr("100.64.5.2"))
+			got := answer(ready(), c.m, addr("100.64.5.2"), true)
 			if c.want == nil {
 				if got != nil {
 					t.Errorf("answered %+v", got)

@@ -28,8 +28,26 @@ type Config struct {
 	WarmTime    time.Duration
 	MaxMapCache int // entries of the map-cache of outside EIDs (131072)
 
-	StateDir string // where nonces are kept; empty: they follow the clock alone
-	MTU      int    // largest inner packet in bytes that fits the tunnel; 0: the data plane's default
+	// Services are what map646 translates; the zero value is none.
+	Services Services
+
+	// StateDir is where nonces are kept, and whether we are drained; empty: nonces follow the clock alone, and
+	// a restart ends a drain.
+	StateDir string
+	MTU      int // largest inner packet in bytes that fits the tunnel; 0: the data plane's default
+
+	outward []lisp.EID // all that anybody outside is told of: aggregates and service prefixes, sorted
+}
+
+// Services are the prefixes of map646, and where the cloud's own xTRs learn that they are ours.
+type Services struct {
+	// Prefixes are what service addresses are taken from, IPv4 and IPv6: each inside an aggregate, or outside
+	// of all. To the outside they are what aggregates are.
+	Prefixes []netip.Prefix
+	// Pool is the prefix under which VMs see IPv4 (RFC 6052); needed for IPv4 service addresses.
+	Pool netip.Prefix
+	// MapServers are the cloud's own, at which Prefixes and Pool are registered.
+	MapServers []Server
 }
 
 // Server is a Map-Server with the secret that we share with it.
@@ -64,6 +82,16 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Aggregates = slices.Clone(c.Aggregates)
 	slices.SortFunc(c.Aggregates, lisp.EID.Compare)
+	c.Services.Prefixes = slices.Clone(c.Services.Prefixes)
+	slices.SortFunc(c.Services.Prefixes, netip.Prefix.Compare)
+	if err := c.Services.check(c.Aggregates); err != nil {
+		return c, err
+	}
+	c.outward = slices.Clone(c.Aggregates)
+	for _, p := range c.Services.Prefixes {
+		c.outward = append(c.outward, lisp.MakeEID(0, p))
+	}
+	slices.SortFunc(c.outward, lisp.EID.Compare)
 	if len(c.Anchors) == 0 {
 		c.Anchors = c.RLOCs
 	}
@@ -76,18 +104,23 @@ func (c Config) withDefaults() (Config, error) {
 			}
 			l.RLOC = l.RLOC.Unmap().WithZone("")
 			if c.inside(l.RLOC) {
-				return c, fmt.Errorf("RLOC %v is inside an aggregate", l.RLOC)
+				return c, fmt.Errorf("RLOC %v is inside an aggregate, a service prefix or the pool", l.RLOC)
 			}
 			l.Reachable = true
 		}
 		slices.SortFunc(*ls, lisp.CompareLocators)
 	}
-	c.External = slices.Clone(c.External)
-	for i := range c.External {
-		if !c.External[i].Addr.IsValid() {
-			return c, errors.New("an external Map-Server has no address")
+	for _, set := range []struct {
+		what string
+		s    *[]Server
+	}{{"an external Map-Server", &c.External}, {"a Map-Server for the services", &c.Services.MapServers}} {
+		*set.s = slices.Clone(*set.s)
+		for i := range *set.s {
+			if !(*set.s)[i].Addr.IsValid() {
+				return c, fmt.Errorf("%s has no address", set.what)
+			}
+			(*set.s)[i].Addr = (*set.s)[i].Addr.Unmap()
 		}
-		c.External[i].Addr = c.External[i].Addr.Unmap()
 	}
 	c.ExternalResolvers = slices.Clone(c.ExternalResolvers)
 	for i, a := range c.ExternalResolvers {
@@ -120,9 +153,24 @@ func (c *Config) own(e lisp.EID) (aggregate lisp.EID, ok bool) {
 	return c.Aggregates[i], true
 }
 
-// inside reports whether a is an address of any aggregate, in whatever instance.
+// home reports whether all of e is the cloud's: inside an aggregate, a service prefix or the pool. Nobody
+// outside is asked for it, or believed about it.
+func (c *Config) home(e lisp.EID) bool {
+	return slices.ContainsFunc(c.outward, func(o lisp.EID) bool { return o.Contains(e) }) ||
+		c.Services.Pool.IsValid() && lisp.MakeEID(0, c.Services.Pool).Contains(e)
+}
+
+// registers reports whether e is a prefix that D-ETRs themselves register inside the cloud, so that the feed
+// tells of it.
+func (c *Config) registers(e lisp.EID) bool {
+	return e.IID == 0 && (e.Prefix == c.Services.Pool || slices.Contains(c.Services.Prefixes, e.Prefix))
+}
+
+// inside reports whether a is an address of any aggregate, in whatever instance, of a service prefix or of the
+// pool.
 func (c *Config) inside(a netip.Addr) bool {
-	return slices.ContainsFunc(c.Aggregates, func(e lisp.EID) bool { return e.Prefix.Contains(a) })
+	return slices.ContainsFunc(c.outward, func(e lisp.EID) bool { return e.Prefix.Contains(a) }) ||
+		c.Services.Pool.IsValid() && c.Services.Pool.Contains(a)
 }
 
 // usable reports whether packets may be sent to the RLOC a: they must not come back to a D-ETR, nor go to an

@@ -44,9 +44,21 @@ type SlowPath interface {
 	Reject(e lisp.EID)  // they have waited in vain
 }
 
-// Upstream announces the aggregates to the Internet, or withdraws them.
+// Upstream announces the aggregates and the service prefixes to the Internet, or withdraws them.
 type Upstream interface {
 	Serve(ctx context.Context, serving bool) error
+}
+
+// Upstreams are told all alike; one that fails does not keep the others from being told.
+type Upstreams []Upstream
+
+// Serve tells all of them.
+func (us Upstreams) Serve(ctx context.Context, serving bool) error {
+	errs := make([]error, len(us))
+	for i, u := range us {
+		errs[i] = u.Serve(ctx, serving)
+	}
+	return errors.Join(errs...)
 }
 
 // DETR is a representative ETR. All methods may be called from any goroutine.
@@ -63,13 +75,17 @@ type DETR struct {
 
 	// What the goroutine of Run owns.
 	res     *resolver
-	reg     *registrar
+	out     *registrar // at the external Map-Servers
+	home    *registrar // at the cloud's own
+	sol     solicitor
+	drain   drainState
 	feed    bool      // the feed is alive
 	full    bool      // and has said everything, once
 	warm    bool      // there were routes of before a restart
 	plane   bool      // the data plane is attached
 	started time.Time // of Run
 	serving bool
+	changed time.Time // when serving became what it is
 	counts  map[string]uint64
 	tokens  float64 // Map-Replies that may be sent at once
 	filled  time.Time
@@ -88,13 +104,19 @@ const inputQueue = 256
 // upstreamRetry is when an Upstream that failed is told again.
 const upstreamRetry = time.Second
 
-// New makes a DETR of opened things. sp and up may be nil: then no packet waits, and nobody upstream is told.
-func New(cfg Config, ep Endpoint, dp DataPlane, sp SlowPath, up Upstream, log *slog.Logger) (*DETR, error) {
+// New makes a DETR of opened things. sp and up may be nil: then no packet waits, and nobody upstream is told. All
+// translators translate the same services; the first that can say what it translates from before a restart is
+// believed.
+func New(cfg Config, ep Endpoint, dp DataPlane, sp SlowPath, up Upstream, log *slog.Logger, translators ...Translator) (*DETR, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("detr: configuration: %w", err)
 	}
 	nonces, err := openNonces(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	drain, err := openDrain(cfg.StateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -104,19 +126,25 @@ func New(cfg Config, ep Endpoint, dp DataPlane, sp SlowPath, up Upstream, log *s
 	d := &DETR{
 		cfg: cfg, ep: ep, dp: dp, sp: sp, up: up, log: log,
 		in: make(chan func(time.Time), inputQueue), ended: make(chan struct{}),
-		counts: make(map[string]uint64), tokens: replyBurst,
+		counts: make(map[string]uint64), tokens: replyBurst, drain: drain,
 	}
-	d.anchor = newAnchor(&d.cfg, dp)
+	d.anchor = newAnchor(&d.cfg, dp, translators...)
 	d.res = newResolver(&d.cfg, randomNonce, d.packets)
-	d.reg = newRegistrar(&d.cfg, func(now time.Time) uint64 {
+	nonce := func(now time.Time) uint64 {
 		n, err := nonces.next(now)
 		if err != nil {
 			d.log.Error("nonces are not kept", "err", err)
 		}
 		return n
-	})
+	}
+	d.out = newRegistrar(&d.cfg, d.cfg.external(), nonce)
+	d.home = newRegistrar(&d.cfg, d.cfg.internal(), nonce)
+	d.sol = newSolicitor(&d.cfg)
 	return d, nil
 }
+
+// registrars are those of both sides.
+func (d *DETR) registrars() [2]*registrar { return [2]*registrar{d.out, d.home} }
 
 // packets is how many packets have taken the route for e; 0 if the data plane does not count.
 func (d *DETR) packets(e lisp.EID) uint64 {
@@ -183,8 +211,8 @@ func (d *DETR) ask(ctx context.Context, f func(now time.Time)) error {
 	}
 }
 
-// Run works until ctx ends. Then it withdraws the aggregates, upstream and at the external Map-Servers; the
-// data plane goes on as it is.
+// Run works until ctx ends. Then it withdraws all that it stands for, upstream and at all Map-Servers; the data
+// plane goes on as it is.
 func (d *DETR) Run(ctx context.Context) error {
 	defer close(d.ended)
 	if err := d.begin(ctx, time.Now()); err != nil {
@@ -205,6 +233,9 @@ func (d *DETR) Run(ctx context.Context) error {
 	err := d.loop(ctx, lost)
 	d.setServing(context.WithoutCancel(ctx), false, time.Now())
 	d.act(context.WithoutCancel(ctx), time.Now())
+	for _, s := range d.sol.rest() {
+		d.solicit(s)
+	}
 	stop()
 	if err == nil {
 		err = <-lost
@@ -219,8 +250,18 @@ func (d *DETR) begin(ctx context.Context, now time.Time) error {
 	if l, ok := d.dp.(lister); ok {
 		known = l.Routes()
 	}
-	if err := d.anchor.start(ctx, known); err != nil {
+	var translates []fib.Service
+	for _, t := range d.anchor.services.to {
+		if l, ok := t.(translated); ok {
+			translates = l.Services()
+			break
+		}
+	}
+	if err := d.anchor.start(ctx, known, translates); err != nil {
 		return err
+	}
+	if d.drain.on() {
+		d.log.Warn("drained: nothing is announced", "since", d.drain.since)
 	}
 	d.warm = d.anchor.state().warm > 0
 	d.res.start(known, now)
@@ -236,7 +277,10 @@ func (d *DETR) loop(ctx context.Context, lost <-chan error) error {
 		d.judge(ctx, now)
 		d.res.tick(now)
 		d.act(ctx, now)
-		next := earlier(earlier(d.res.next(), d.reg.next()), earlier(d.retry, d.warmUntil(now)))
+		next := earlier(earlier(d.res.next(), d.sol.next()), earlier(d.retry, d.warmUntil(now)))
+		for _, r := range d.registrars() {
+			next = earlier(next, r.next())
+		}
 		if next.IsZero() {
 			next = now.Add(time.Hour)
 		}
@@ -261,22 +305,30 @@ func (d *DETR) warmUntil(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// judge decides whether we can serve the aggregates: packets reach the data plane, and it knows where the
-// EIDs are, because a feed has said everything, or because it still knows from before a restart.
+// judge decides whether we serve the aggregates and the service prefixes: nobody has drained us, packets reach
+// the data plane, and it knows where the EIDs are and what is translated, because a feed has said everything, or
+// because it still knows from before a restart.
 func (d *DETR) judge(ctx context.Context, now time.Time) {
-	on := d.plane && (d.feed && d.full || !d.warmUntil(now).IsZero())
+	on := !d.drain.on() && d.plane && (d.feed && d.full || !d.warmUntil(now).IsZero())
 	if on != d.serving || !d.retry.IsZero() && !d.retry.After(now) {
 		d.setServing(ctx, on, now)
 	}
 }
 
-// setServing announces or withdraws the aggregates everywhere.
+// setServing announces or withdraws everywhere what we stand for.
 func (d *DETR) setServing(ctx context.Context, on bool, now time.Time) {
 	if on != d.serving {
-		d.log.Info("aggregates", "served", on, "feed", d.feed, "data_plane", d.plane)
+		d.log.Info("aggregates", "served", on, "feed", d.feed, "data_plane", d.plane, "drained", d.drain.on())
+		d.changed = now
+		d.sol.stop()
+		if !on {
+			d.sol.begin(d.anchor.rlocs(), now)
+		}
 	}
 	d.serving, d.retry = on, time.Time{}
-	d.reg.serve(on, now)
+	for _, r := range d.registrars() {
+		r.serve(on, now)
+	}
 	if d.up == nil {
 		return
 	}
@@ -316,10 +368,22 @@ func (d *DETR) act(ctx context.Context, now time.Time) {
 	for _, s := range o.sends {
 		d.request(s)
 	}
-	for _, s := range d.reg.tick(now) {
-		b, err := lisp.AppendSigned(nil, s.msg, s.to.Key)
-		d.send(netip.AddrPortFrom(s.to.Addr, lisp.ControlPort), b, err)
+	for _, r := range d.registrars() {
+		for _, s := range r.tick(now) {
+			b, err := lisp.AppendSigned(nil, s.msg, s.to.Key)
+			d.send(netip.AddrPortFrom(s.to.Addr, lisp.ControlPort), b, err)
+		}
 	}
+	for _, a := range d.sol.tick(now) {
+		d.solicit(a)
+	}
+}
+
+// solicit asks the xTR at a to ask where the service prefixes and the pool are, now.
+func (d *DETR) solicit(a netip.Addr) {
+	d.counts["smr/sent"]++
+	b, err := lisp.Append(nil, d.sol.message(randomNonce()))
+	d.send(netip.AddrPortFrom(a, lisp.ControlPort), b, err)
 }
 
 // request sends a Map-Request in an ECM (RFC 9301 section 5.8). It names no source EID: that would be one of
@@ -396,9 +460,12 @@ func (d *DETR) asked(p control.Packet, m *lisp.MapRequest, now time.Time) {
 	case m.DontReply:
 		return
 	}
-	r := answer(&d.cfg, m, d.rlocFor(p.From.Addr()))
+	r := answer(&d.cfg, m, d.rlocFor(p.From.Addr()), d.serving)
 	to, ok := replyTo(&d.cfg, p, m)
 	switch {
+	case r == nil && !d.serving:
+		d.counts["map-request/probe while not serving"]++
+		return
 	case r == nil:
 		d.counts["map-request/probe for another's EID"]++
 		return
@@ -429,7 +496,14 @@ func (d *DETR) allow(now time.Time) bool {
 
 // notified takes a Map-Notify.
 func (d *DETR) notified(p control.Packet, m *lisp.MapNotify, now time.Time) {
-	ack, key, err := d.reg.notified(p.From.Addr(), p.Raw, m, now)
+	// A Map-Server may be outside and the cloud's own at once, with a key for each.
+	ack, key, err := d.out.notified(p.From.Addr(), p.Raw, m, now)
+	if err != nil {
+		var err2 error
+		if ack, key, err2 = d.home.notified(p.From.Addr(), p.Raw, m, now); err2 == nil || errors.Is(err, errNotAServer) {
+			err = err2
+		}
+	}
 	switch {
 	case errors.Is(err, errNotAServer):
 		d.counts["map-notify/stranger"]++

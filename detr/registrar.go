@@ -9,18 +9,57 @@ import (
 	"github.com/tabi-lisp/tabi/lisp"
 )
 
-// A registrar registers the aggregates with the external Map-Servers (RFC 9301 section 5.6): all aggregates
-// in one Map-Register to each, with our own RLOCs only and the merge bit, so that the Map-Server unites the
+// A registrar registers prefixes that D-ETRs stand for with a set of Map-Servers (RFC 9301 section 5.6): all of
+// them in one Map-Register to each, with our own RLOCs only and the merge bit, so that the Map-Server unites the
 // RLOCs of all D-ETRs. There is nothing to disagree about: the version is always 0, which leaves it to the
 // Map-Server.
+//
+// There are two: one tells the external Map-Servers of the aggregates and the service prefixes, the other the
+// cloud's own of the service prefixes and the pool.
 type registrar struct {
-	records  []lisp.Mapping
-	xtr      lisp.XTRID
-	site     lisp.SiteID
+	registered
+	records []lisp.Mapping
+	xtr     lisp.XTRID
+	site    lisp.SiteID
+	nonce   func(now time.Time) uint64
+	servers []registration
+	serving bool
+}
+
+// registered is what a registrar registers, where and for how long.
+type registered struct {
+	where    string // for people
+	eids     []lisp.EID
+	at       []Server
+	ttl      lisp.TTL
+	useTTL   bool // the registration lives as long as the records do, not as long as the Map-Server likes
 	interval time.Duration
-	nonce    func(now time.Time) uint64
-	servers  []registration
-	serving  bool
+}
+
+// external is what is registered outside: moves inside need no update there.
+func (c *Config) external() registered {
+	return registered{where: "outside", eids: c.outward, at: c.External, ttl: aggregateTTL, interval: c.RegisterInterval}
+}
+
+// An xTR that is not subscribed to the pool asks again when its answer expires, and a Map-Server forgets a D-ETR
+// that is gone without a word when its registration does: both are as short as a record can say.
+const (
+	homeTTL      = lisp.TTL(1)
+	homeInterval = 20 * time.Second
+)
+
+// internal is what is registered with the cloud's own Map-Servers.
+func (c *Config) internal() registered {
+	r := registered{
+		where: "cloud", at: c.Services.MapServers, ttl: homeTTL, useTTL: true, interval: min(c.RegisterInterval, homeInterval),
+	}
+	for _, p := range c.Services.Prefixes {
+		r.eids = append(r.eids, lisp.MakeEID(0, p))
+	}
+	if c.Services.Pool.IsValid() {
+		r.eids = append(r.eids, lisp.MakeEID(0, c.Services.Pool))
+	}
+	return r
 }
 
 // registration is what one Map-Server knows of us.
@@ -53,24 +92,27 @@ const (
 	leaveTries    = 3           // Map-Registers with TTL 0; the rest is the Map-Server's timeout
 )
 
-func newRegistrar(cfg *Config, nonce func(time.Time) uint64) *registrar {
-	r := &registrar{xtr: cfg.XTRID, site: cfg.SiteID, interval: cfg.RegisterInterval, nonce: nonce}
+func newRegistrar(cfg *Config, what registered, nonce func(time.Time) uint64) *registrar {
+	r := &registrar{registered: what, xtr: cfg.XTRID, site: cfg.SiteID, nonce: nonce}
 	locs := slices.Clone(cfg.RLOCs)
 	for i := range locs {
 		locs[i].Local = true
 	}
-	for _, e := range cfg.Aggregates {
+	for _, e := range what.eids {
 		r.records = append(r.records, lisp.Mapping{
-			EID: e, TTL: aggregateTTL, Authoritative: true, Locators: locs, XTRID: cfg.XTRID, SiteID: cfg.SiteID,
+			EID: e, TTL: what.ttl, Authoritative: true, Locators: locs, XTRID: cfg.XTRID, SiteID: cfg.SiteID,
 		})
 	}
-	for _, s := range cfg.External {
+	if len(r.records) == 0 {
+		return r // a Map-Register without a record says nothing
+	}
+	for _, s := range what.at {
 		r.servers = append(r.servers, registration{Server: s, rlocs: make(map[lisp.EID][]lisp.Locator)})
 	}
 	return r
 }
 
-// serve says whether the aggregates are to be registered.
+// serve says whether the prefixes are to be registered.
 func (r *registrar) serve(on bool, now time.Time) {
 	if r.serving == on {
 		return
@@ -107,7 +149,7 @@ func (r *registrar) tick(now time.Time) []registerSend {
 		}
 		s.nonce = r.nonce(now)
 		m := &lisp.MapRegister{
-			ProxyReply: true, WantMapNotify: true, Merge: true, HasXTRID: true, XTRID: r.xtr, SiteID: r.site,
+			ProxyReply: true, WantMapNotify: true, Merge: true, UseTTL: r.useTTL, HasXTRID: true, XTRID: r.xtr, SiteID: r.site,
 			Nonce: s.nonce, Records: slices.Clone(r.records),
 		}
 		if s.state == stateLeaving {
@@ -125,6 +167,11 @@ func (r *registrar) tick(now time.Time) []registerSend {
 		}
 	}
 	return out
+}
+
+// withdrawn reports whether no Map-Server is known to believe that we serve.
+func (r *registrar) withdrawn() bool {
+	return !slices.ContainsFunc(r.servers, func(s registration) bool { return s.state != stateNone })
 }
 
 // next is when tick has something to do; zero: never.
@@ -145,7 +192,7 @@ func earlier(a, b time.Time) time.Time {
 }
 
 var (
-	errNotAServer = errors.New("not from an external Map-Server")
+	errNotAServer = errors.New("not from a Map-Server")
 	errNonce      = errors.New("not the nonce of the last Map-Register")
 )
 

@@ -30,7 +30,7 @@ func notify(t *testing.T, key lisp.Key, nonce uint64, records ...lisp.Mapping) (
 func TestRegistrar(t *testing.T) {
 	var nonce uint64
 	cfg := ready(func(c *Config) { c.External = []Server{external} })
-	r := newRegistrar(cfg, func(time.Time) uint64 { nonce++; return nonce })
+	r := newRegistrar(cfg, cfg.external(), func(time.Time) uint64 { nonce++; return nonce })
 	now := time.Unix(1e9, 0)
 	start := now
 	// sent lets time pass and returns when Map-Registers went, in seconds from the start.

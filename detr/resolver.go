@@ -12,8 +12,8 @@ import (
 )
 
 // A resolver is the PITR's map-cache: what the mapping systems of the outside say of EIDs that are not the
-// cloud's (RFC 6832 section 5, RFC 9301 section 5.2). It asks for nothing inside an aggregate, and believes
-// nothing about it.
+// cloud's (RFC 6832 section 5, RFC 9301 section 5.2). It asks for nothing inside an aggregate, a service prefix
+// or the pool, and believes nothing about it.
 //
 // When nobody answers, packets are left to the kernel's own routing for a while: the Internet must not stop
 // because a Map-Resolver has.
@@ -114,7 +114,7 @@ func (r *resolver) start(known []fib.Route, now time.Time) {
 	}
 	n := 0
 	for _, k := range known {
-		if _, own := r.cfg.own(k.EID); own {
+		if r.cfg.home(k.EID) {
 			continue
 		}
 		if k.EID.IID != 0 || len(r.cfg.ExternalResolvers) == 0 || k.Do != fib.Encap && k.Do != fib.Native && k.Do != fib.Drop {
@@ -140,7 +140,7 @@ func (r *resolver) start(known []fib.Route, now time.Time) {
 // miss is told that a packet to dst waits for a route.
 func (r *resolver) miss(iid uint32, dst netip.Addr, now time.Time) {
 	e := lisp.HostEID(iid, dst)
-	if _, own := r.cfg.own(e); own {
+	if r.cfg.home(e) {
 		r.counts["miss/own EID"]++
 		r.out.reject = append(r.out.reject, e)
 		return
@@ -184,7 +184,7 @@ func (r *resolver) solicited(m *lisp.MapRequest, now time.Time) {
 		named = append(named, m.SourceEID)
 	}
 	for _, e := range named {
-		if _, own := r.cfg.own(e); own {
+		if r.cfg.home(e) {
 			r.counts["smr/own EID"]++ // the feed tells us of those
 			continue
 		}
@@ -336,7 +336,7 @@ func (r *resolver) replied(m *lisp.MapReply, via netip.Addr, now time.Time) bool
 
 // install puts m into the map-cache and the data plane.
 func (r *resolver) install(m lisp.Mapping, via string, now time.Time) {
-	if _, own := r.cfg.own(m.EID); own || m.EID.IID != 0 {
+	if r.cfg.home(m.EID) || m.EID.IID != 0 {
 		r.counts["reply/own EID"]++
 		return
 	}

@@ -34,10 +34,11 @@ type CacheRow struct {
 	Packets     uint64    `json:"packets"`
 }
 
-// RegistrationRow is a line of "show registrations": an aggregate at an external Map-Server.
+// RegistrationRow is a line of "show registrations": what we stand for at a Map-Server.
 type RegistrationRow struct {
 	EID       lisp.EID  `json:"eid"`
 	MapServer string    `json:"map_server"`
+	Where     string    `json:"where"` // the Map-Server is: outside, or in the own cloud
 	State     string    `json:"state"` // none, sent, registered or withdrawing
 	Tries     int       `json:"tries"` // Map-Registers since the last confirmation
 	Heard     time.Time `json:"heard"` // when it last confirmed
@@ -103,12 +104,14 @@ func doing(do fib.Do) string {
 
 func (d *DETR) registrationRows() []RegistrationRow {
 	var out []RegistrationRow
-	for _, s := range d.reg.servers {
-		for _, r := range d.reg.records {
-			out = append(out, RegistrationRow{
-				EID: r.EID, MapServer: s.Addr.String(), State: s.state.String(), Tries: s.tries, Heard: s.heard,
-				RLOCs: united(s.rlocs[r.EID]),
-			})
+	for _, reg := range d.registrars() {
+		for _, s := range reg.servers {
+			for _, r := range reg.records {
+				out = append(out, RegistrationRow{
+					EID: r.EID, MapServer: s.Addr.String(), Where: reg.where, State: s.state.String(), Tries: s.tries, Heard: s.heard,
+					RLOCs: united(s.rlocs[r.EID]),
+				})
+			}
 		}
 	}
 	return out
@@ -127,9 +130,12 @@ func (d *DETR) counterRows() []CounterRow {
 	for k, v := range d.res.counts {
 		all["resolver/"+k] = v
 	}
-	all["serving"] = 0
+	all["serving"], all["drained"] = 0, 0
 	if d.serving {
 		all["serving"] = 1
+	}
+	if d.drain.on() {
+		all["drained"] = 1
 	}
 	out := make([]CounterRow, 0, len(all))
 	for _, k := range slices.Sorted(maps.Keys(all)) {
@@ -138,14 +144,79 @@ func (d *DETR) counterRows() []CounterRow {
 	return out
 }
 
+// ServiceState is a service as the feed tells of it, and what becomes of it here.
+type ServiceState struct {
+	fib.Service
+	Version lisp.Version
+	// Why it is ignored here; empty: it is translated.
+	Why string
+	// Before: it is of before the restart, and the feed has not spoken of it yet.
+	Before bool
+	// Since is when it was first translated as it is now; zero: it is not.
+	Since time.Time
+}
+
+// Services lists what the feed tells of, sorted by service address. The number changes with the list, and is never
+// 0: if it is still have, there is no list.
+func (d *DETR) Services(have uint64) (number uint64, all []ServiceState) {
+	d.anchor.mu.Lock()
+	s := d.anchor.services
+	number = s.changes + 1
+	if number == have {
+		d.anchor.mu.Unlock()
+		return number, nil
+	}
+	list := make([]*service, 0, len(s.told))
+	for _, t := range s.told {
+		list = append(list, t)
+	}
+	d.anchor.mu.Unlock()
+	slices.SortFunc(list, func(a, b *service) int { return a.Outside.Compare(b.Outside) })
+	all = make([]ServiceState, len(list))
+	for i, t := range list {
+		all[i] = ServiceState{Service: t.Service, Version: t.version, Why: t.why, Before: t.warm, Since: t.at}
+	}
+	return number, all
+}
+
 // Explain says what this D-ETR does with packets for e, and why.
 func (d *DETR) Explain(ctx context.Context, e lisp.EID) ([]lisp.Finding, error) {
-	aggregate, own := d.cfg.own(e)
-	if !own {
-		var out []lisp.Finding
-		err := d.ask(ctx, func(now time.Time) { out = d.explainOutside(e, now) })
-		return out, err
+	if pool := d.cfg.Services.Pool; pool.IsValid() && lisp.MakeEID(0, pool).Contains(e) {
+		return []lisp.Finding{{
+			Part: "pool", Says: "packets from VMs with an IPv4 service address are translated to IPv4, others are dropped",
+			Why: fmt.Sprintf("%v stands for IPv4 here (RFC 6052)", pool),
+		}}, nil
 	}
+	if t, ok := d.anchor.serviceOf(e); ok {
+		says, why := fmt.Sprintf("translated to %v (%v)", t.Inside, t.Kind()), fmt.Sprintf("version %d, since %s", t.version, t.at.Format(time.RFC3339Nano))
+		switch {
+		case t.why != "":
+			says, why = "ignored: "+t.why, fmt.Sprintf("the feed has %v, version %d", t.Service, t.version)
+		case t.warm:
+			why = "so it was before the restart, and no Map-Server has sent everything yet"
+		}
+		out := []lisp.Finding{{Part: "services", Says: t.Outside.String() + " is " + says, Why: why}}
+		if t.why != "" {
+			return out, nil
+		}
+		// Where its packets go is the EID's matter.
+		more, err := d.explainOwn(ctx, lisp.MakeEID(0, t.Inside))
+		return append(out, more...), err
+	}
+	if _, own := d.cfg.own(e); own {
+		return d.explainOwn(ctx, e)
+	}
+	if d.cfg.home(e) {
+		return []lisp.Finding{{Part: "services", Says: "packets are dropped", Why: "it is in a service prefix, and no Map-Server tells of a service"}}, nil
+	}
+	var out []lisp.Finding
+	err := d.ask(ctx, func(now time.Time) { out = d.explainOutside(e, now) })
+	return out, err
+}
+
+// explainOwn is for an EID in an aggregate.
+func (d *DETR) explainOwn(ctx context.Context, e lisp.EID) ([]lisp.Finding, error) {
+	aggregate, _ := d.cfg.own(e)
 	var out []lisp.Finding
 	if i, ok := d.anchor.covering(e); ok {
 		m := i.mapping
@@ -168,9 +239,9 @@ func (d *DETR) Explain(ctx context.Context, e lisp.EID) ([]lisp.Finding, error) 
 		}
 		out = append(out, lisp.Finding{
 			Part: "aggregate", Says: fmt.Sprintf("%v is %s to the outside", aggregate, says),
-			Why: fmt.Sprintf("feed alive: %t, data plane up: %t", d.feed, d.plane),
+			Why: fmt.Sprintf("feed alive: %t, data plane up: %t, drained: %t", d.feed, d.plane, d.drain.on()),
 		})
-		for _, s := range d.reg.servers {
+		for _, s := range d.out.servers {
 			out = append(out, lisp.Finding{
 				Part: "registrations", Says: fmt.Sprintf("%v at %v: %v", aggregate, s.Addr, s.state),
 				Why: "last confirmed " + since(s.heard),
