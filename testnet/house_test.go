@@ -36,7 +36,7 @@ var house = map[string]struct {
 	"xtr":                  {[]string{"lisp/...", "xtr/fib"}, "the engine decides; kernel, slow path and gateway are interfaces that it declares"},
 	"xtr/fib":              {[]string{"lisp"}, "plain values between the engine and a data plane"},
 	"xtr/kernel":           {[]string{"lisp", "xtr/fib"}, "the data plane does what it is told and never calls up"},
-	"xtr/slowpath":         {[]string{"lisp", "xtr/fib"}, "serves what the kernel hands up; decides nothing"},
+	"xtr/slowpath":         {[]string{"lisp", "xtr/fib", "xtr/map646"}, "serves what the kernel hands up, and decides nothing: what a packet becomes, map646 says"},
 	"xtr/map646":           {[]string{"lisp", "lisp/mapcache", "xtr/fib"}, "one packet in, packets out: it knows no device and nobody who sends"},
 	"xtr/map646/vectors":   {nil, "test vectors for every data plane that translates: plain values, standard library only"},
 	"xtr/gateway":          {[]string{"lisp", "xtr/fib"}, "sees VMs and answers for the gateway; decides nothing"},
