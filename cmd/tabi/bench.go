@@ -15,7 +15,7 @@ import (
 func newBenchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure the data plane, the way of a mapping, and moves beside those of others, on this machine",
+		Short: "Measure the data plane, translation, the way of a mapping, and moves beside those of others, on this machine",
 		Long:  "Measure on this machine, in network namespaces of its own. Needs root. What counts are the ratios within one run.",
 	}
 	c.AddCommand(newBenchDataplaneCommand(), newBenchPushCommand(), newBenchHandoverCommand())

@@ -207,7 +207,9 @@ func (c *chain) tabi(ctx context.Context, ns *testnet.Namespace, dir string, sel
 	})
 }
 
-func (c *chain) pair() pair { return pair{c.client, c.srv, serverAddr} }
+func (c *chain) pair() pair {
+	return pair{client: c.client, server: c.srv, listen: serverAddr, dial: serverAddr}
+}
 
 // check sends one packet through, so that a chain that does not work is an error and not a figure.
 func (c *chain) check() error {

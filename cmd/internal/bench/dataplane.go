@@ -100,16 +100,13 @@ func runSetup(ctx context.Context, name, dir string, o DataplaneOptions) (s Setu
 		if err := c.check(); err != nil {
 			return s, err
 		}
-		s.Samples[w] = map[string]*Sample{}
-		for _, m := range metrics {
-			s.Samples[w][m.Name] = &Sample{}
-		}
+		s.Samples[w] = newSamples()
 	}
 	for round := range o.Rounds {
 		for _, c := range chains {
 			o.Progress(fmt.Sprintf("%s: round %d of %d: %s", name, round+1, o.Rounds, c.way))
-			if err := c.measure(ctx, o.Each, s.Samples[c.way]); err != nil {
-				return s, err
+			if err := c.pair().measure(ctx, o.Each, s.Samples[c.way]); err != nil {
+				return s, fmt.Errorf("bench: %s: %w", c.way, err)
 			}
 		}
 	}
@@ -120,35 +117,6 @@ func runSetup(ctx context.Context, name, dir string, o DataplaneOptions) (s Setu
 		}
 	}
 	return s, nil
-}
-
-func (c *chain) measure(ctx context.Context, each time.Duration, into map[string]*Sample) error {
-	p := c.pair()
-	for _, m := range []struct {
-		name string
-		run  func() (float64, error)
-	}{
-		{"tcp1", func() (float64, error) { return p.tcp(1, each) }},
-		{"tcp4", func() (float64, error) { return p.tcp(4, each) }},
-		{"udp64", func() (float64, error) { return p.udpRate(64, each) }},
-		{"udp1400", func() (float64, error) { return p.udpRate(1400, each) }},
-	} {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		v, err := m.run()
-		if err != nil {
-			return fmt.Errorf("bench: %s: %s: %w", c.way, m.name, err)
-		}
-		into[m.name].add(v)
-	}
-	median, p99, err := p.latency(each)
-	if err != nil {
-		return fmt.Errorf("bench: %s: latency: %w", c.way, err)
-	}
-	into["rtt"].add(float64(median.Nanoseconds()) / 1000)
-	into["rtt_p99"].add(float64(p99.Nanoseconds()) / 1000)
-	return nil
 }
 
 func targets(d *Dataplane) []Target {
@@ -169,6 +137,11 @@ func targets(d *Dataplane) []Target {
 				Want: 1.2, Got: p.Cost[n-1].Nanoseconds / p.Cost[0].Nanoseconds, AtMost: true})
 		}
 	}
+	return judged(list)
+}
+
+// judged says which targets are met.
+func judged(list []Target) []Target {
 	for i, t := range list {
 		list[i].Met = t.Got >= t.Want
 		if t.AtMost {
@@ -176,6 +149,15 @@ func targets(d *Dataplane) []Target {
 		}
 	}
 	return list
+}
+
+// newSamples has none yet of each metric.
+func newSamples() map[string]*Sample {
+	s := map[string]*Sample{}
+	for _, m := range metrics {
+		s[m.Name] = &Sample{}
+	}
+	return s
 }
 
 // Write prints the report for people.
@@ -199,9 +181,17 @@ func (d *Dataplane) Write(w io.Writer) error {
 			return err
 		}
 	}
-	fmt.Fprintln(w, "\nEach program, ns per packet, by mappings in the table")
+	if err := writePrograms(w, "mappings", d.Programs); err != nil {
+		return err
+	}
+	return writeTargets(w, d.Targets)
+}
+
+// writePrograms is the table of what a packet costs in each program, by the size of a table.
+func writePrograms(w io.Writer, of string, programs []kernel.ProgramTime) error {
+	fmt.Fprintf(w, "\nEach program, ns per packet, by %s in the table\n", of)
 	tw := tabwriter.NewWriter(w, 2, 8, 2, ' ', tabwriter.AlignRight)
-	for i, p := range d.Programs {
+	for i, p := range programs {
 		if i == 0 {
 			fmt.Fprint(tw, "\t")
 			for _, c := range p.Cost {
@@ -215,12 +205,13 @@ func (d *Dataplane) Write(w io.Writer) error {
 		}
 		fmt.Fprintln(tw)
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
+	return tw.Flush()
+}
+
+func writeTargets(w io.Writer, targets []Target) error {
 	fmt.Fprintln(w, "\nTargets (medians of one run)")
-	tw = tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
-	for _, t := range d.Targets {
+	tw := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
+	for _, t := range targets {
 		word, sign := "missed", ">="
 		if t.Met {
 			word = "met"

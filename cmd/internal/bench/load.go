@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,8 @@ import (
 // pair is a client and a server with the path under test between them.
 type pair struct {
 	client, server *testnet.Namespace
-	addr           netip.Addr // of the server
+	listen         netip.Addr // the server's own address
+	dial           netip.Addr // what the client calls it: another one with a translator between them
 }
 
 const (
@@ -50,7 +52,7 @@ func pinned(cpu int, f func() error) error {
 func (p pair) tcp(n int, d time.Duration) (float64, error) {
 	var l *net.TCPListener
 	err := p.server.Do(func() (err error) {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.addr, benchPort)))
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.listen, benchPort)))
 		return err
 	})
 	if err != nil {
@@ -69,7 +71,7 @@ func (p pair) tcp(n int, d time.Duration) (float64, error) {
 	for range n {
 		var c *net.TCPConn
 		err := p.client.Do(func() error {
-			nc, err := net.DialTimeout("tcp", l.Addr().String(), 3*time.Second)
+			nc, err := net.DialTimeout("tcp", netip.AddrPortFrom(p.dial, benchPort).String(), 3*time.Second)
 			if err == nil {
 				c = nc.(*net.TCPConn)
 			}
@@ -168,7 +170,7 @@ func batch(n, size int) []ipv4.Message {
 
 func (p pair) udp() (in, out *net.UDPConn, err error) {
 	err = p.server.Do(func() (err error) {
-		in, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.addr, benchPort)))
+		in, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.listen, benchPort)))
 		return err
 	})
 	if err != nil {
@@ -176,7 +178,7 @@ func (p pair) udp() (in, out *net.UDPConn, err error) {
 	}
 	in.SetReadBuffer(4 << 20)
 	err = p.client.Do(func() (err error) {
-		out, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.addr, benchPort)))
+		out, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.dial, benchPort)))
 		return err
 	})
 	if err != nil {
@@ -229,4 +231,33 @@ func (p pair) latency(d time.Duration) (median, p99 time.Duration, err error) {
 	}
 	slices.Sort(rtts)
 	return quantile(rtts, 0.5), quantile(rtts, 0.99), nil
+}
+
+// measure adds one figure of each of the metrics to samples.
+func (p pair) measure(ctx context.Context, each time.Duration, into map[string]*Sample) error {
+	for _, m := range []struct {
+		name string
+		run  func() (float64, error)
+	}{
+		{"tcp1", func() (float64, error) { return p.tcp(1, each) }},
+		{"tcp4", func() (float64, error) { return p.tcp(4, each) }},
+		{"udp64", func() (float64, error) { return p.udpRate(64, each) }},
+		{"udp1400", func() (float64, error) { return p.udpRate(1400, each) }},
+	} {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		v, err := m.run()
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		into[m.name].add(v)
+	}
+	median, p99, err := p.latency(each)
+	if err != nil {
+		return fmt.Errorf("latency: %w", err)
+	}
+	into["rtt"].add(float64(median.Nanoseconds()) / 1000)
+	into["rtt_p99"].add(float64(p99.Nanoseconds()) / 1000)
+	return nil
 }
