@@ -13,14 +13,17 @@ const (
 	upTooBig
 	upTTL
 	upSegment
+	upTranslate
 	// What went down.
 	reinjected
 	reinjectedBytes
 	fragmentsSent
 	segmentsSent
 	resized
+	translatedSent
 	icmpTooBig
 	icmpTimeExceeded
+	icmpTranslate
 	missesReported
 	replayed
 	// Frames that were no good.
@@ -43,12 +46,16 @@ const (
 	dropReplayLeftOut
 	dropTooBig
 	dropTTL
+	dropNoTranslator
+	dropTranslate
+	dropTranslateLoop
 	dropWrite
 	dropStopped
 	// ICMP errors that were not sent.
 	icmpIneligible
 	icmpLimited
 	icmpNoSource
+	icmpUntranslated
 	// Others.
 	copiesEvicted
 	replayMissing
@@ -64,13 +71,16 @@ var counterNames = [counters]string{
 	upTooBig:          "up_too_big",
 	upTTL:             "up_ttl",
 	upSegment:         "up_segment",
+	upTranslate:       "up_translate",
 	reinjected:        "reinjected",
 	reinjectedBytes:   "reinjected_bytes",
 	fragmentsSent:     "fragments_sent",
 	segmentsSent:      "segments_sent",
 	resized:           "resized",
+	translatedSent:    "translated_sent",
 	icmpTooBig:        "icmp_too_big",
 	icmpTimeExceeded:  "icmp_time_exceeded",
+	icmpTranslate:     "icmp_translate",
 	missesReported:    "misses_reported",
 	replayed:          "replayed",
 	badShort:          "bad_short",
@@ -91,11 +101,15 @@ var counterNames = [counters]string{
 	dropReplayLeftOut: "drop_replay_left_out",
 	dropTooBig:        "drop_too_big",
 	dropTTL:           "drop_ttl",
+	dropNoTranslator:  "drop_no_translator",
+	dropTranslate:     "drop_translate",
+	dropTranslateLoop: "drop_translate_loop",
 	dropWrite:         "drop_write",
 	dropStopped:       "drop_stopped",
 	icmpIneligible:    "icmp_ineligible",
 	icmpLimited:       "icmp_limited",
 	icmpNoSource:      "icmp_no_source",
+	icmpUntranslated:  "icmp_untranslated",
 	copiesEvicted:     "copies_evicted",
 	replayMissing:     "replay_missing",
 	doorErrors:        "door_errors",

@@ -123,10 +123,7 @@ func (s *SlowPath) answerError(f *frame, p packet, e icmpError, now time.Time) {
 
 // sendError builds the error about quote, which is what f is or begins with, and sends it.
 func (s *SlowPath) sendError(f *frame, quote []byte, p packet, from netip.Addr, e icmpError) {
-	d := fib.Down{Do: fib.DownForward, IID: f.up.IID}
-	if f.up.Flags&fib.UpTransit == 0 && f.up.Port == 0 && s.cfg.Known != nil && !s.cfg.Known(lisp.HostEID(f.up.IID, p.src)) {
-		d.Do = fib.DownNative
-	}
+	d := s.toSender(f, p.src)
 	var g *frame
 	if p.v6 {
 		quote = quote[:min(len(quote), icmp6MaxLen-40-icmpHeaderLen)]
@@ -150,9 +147,16 @@ func (s *SlowPath) sendError(f *frame, quote []byte, p packet, from netip.Addr, 
 		copy(m[icmpHeaderLen:], quote)
 		binary.BigEndian.PutUint16(m[2:], finish(checksum(0, m)))
 	}
-	if s.write(g) {
-		s.counts.inc(e.sent)
+	s.sendOwn(f, g, e.sent)
+}
+
+// toSender is what to ask for when a packet of ours goes to the sender of f.
+func (s *SlowPath) toSender(f *frame, to netip.Addr) fib.Down {
+	d := fib.Down{Do: fib.DownForward, IID: f.up.IID}
+	if f.up.Flags&fib.UpTransit == 0 && f.up.Port == 0 && s.cfg.Known != nil && !s.cfg.Known(lisp.HostEID(f.up.IID, to)) {
+		d.Do = fib.DownNative
 	}
+	return d
 }
 
 // eligible reports whether an ICMP error may be sent about a packet (RFC 1812 section 4.3.2.7,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/xtr/fib"
+	"github.com/tabi-lisp/tabi/xtr/map646"
 )
 
 // Config bounds a slow path. The zero value of each field stands for its default.
@@ -44,6 +45,12 @@ type Config struct {
 	Known func(lisp.EID) bool
 	// MTU is the largest inner packet in bytes, for frames that do not say; default 1444.
 	MTU int
+
+	// Translator is map646, on a D-ETR. Nil: what the kernel hands up for it is dropped. With one, ICMP errors
+	// to senders whose packets were translated are translated, too.
+	Translator Translator
+	// Reassembly bounds what is held of fragmented ICMP until it can be translated.
+	Reassembly map646.ReassemblerConfig
 
 	FlushPatience time.Duration // without progress, after which diverted packets are lost, default 200 ms
 	Linger        time.Duration // that a flushed hold passes on what still comes, default 250 ms
@@ -88,6 +95,7 @@ type SlowPath struct {
 	ports   map[uint16]*copies
 	replays []*replay
 	icmp    limits
+	xlate   translation
 	ident   uint16 // of the last IPv4 packet of ours
 	tick    time.Time
 }
@@ -109,6 +117,7 @@ func New[Q io.ReadWriteCloser](cfg Config, queues []Q, door Door, log *slog.Logg
 	}
 	s.miss.init()
 	s.icmp.init()
+	s.xlate.init(cfg.Reassembly)
 	for _, rw := range queues {
 		q, err := newQueue(rw)
 		if err != nil {
@@ -197,7 +206,7 @@ func (s *SlowPath) loop(ctx context.Context) {
 
 // idle reports whether nothing waits for a time to come.
 func (s *SlowPath) idle() bool {
-	return s.miss.len() == 0 && len(s.holds) == 0 && len(s.replays) == 0
+	return s.miss.len() == 0 && len(s.holds) == 0 && len(s.replays) == 0 && !s.xlate.waits()
 }
 
 // expire lets go of what has waited too long.
@@ -205,6 +214,7 @@ func (s *SlowPath) expire(now time.Time) {
 	s.expireMisses(now)
 	s.expireHolds(now)
 	s.icmp.expire(now)
+	s.xlate.expire(now)
 }
 
 // stop drops what waits.
@@ -278,6 +288,9 @@ func (s *SlowPath) serve(f *frame, now time.Time) {
 	case fib.UpSegment:
 		s.counts.inc(upSegment)
 		s.serveSegment(f)
+	case fib.UpTranslate:
+		s.counts.inc(upTranslate)
+		s.serveTranslate(f, now)
 	default:
 		s.drop(f, badReason)
 	}
@@ -324,7 +337,11 @@ func (s *SlowPath) write(f *frame) bool {
 func (s *SlowPath) Misses() <-chan Miss { return s.misses }
 
 // Counters returns all counters by name. Any goroutine may call it at any time.
-func (s *SlowPath) Counters() map[string]uint64 { return s.counts.snapshot() }
+func (s *SlowPath) Counters() map[string]uint64 {
+	m := s.counts.snapshot()
+	s.xlate.counters(m)
+	return m
+}
 
 // ShowHold is a row of the "holds" table.
 type ShowHold struct {
@@ -343,12 +360,13 @@ type ShowMiss struct {
 	Age     string   `json:"age"`
 }
 
-// Shows returns what an operator may look at: "holds", "misses" and "counters".
+// Shows returns what an operator may look at: "holds", "misses", "translations" and "counters".
 func (s *SlowPath) Shows() map[string]func(context.Context) (any, error) {
 	return map[string]func(context.Context) (any, error){
-		"counters": func(context.Context) (any, error) { return s.Counters(), nil },
-		"holds":    func(ctx context.Context) (any, error) { return ask(ctx, s, s.showHolds) },
-		"misses":   func(ctx context.Context) (any, error) { return ask(ctx, s, s.showMisses) },
+		"counters":     func(context.Context) (any, error) { return s.Counters(), nil },
+		"holds":        func(ctx context.Context) (any, error) { return ask(ctx, s, s.showHolds) },
+		"misses":       func(ctx context.Context) (any, error) { return ask(ctx, s, s.showMisses) },
+		"translations": func(ctx context.Context) (any, error) { return ask(ctx, s, s.showTranslations) },
 	}
 }
 
