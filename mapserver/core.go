@@ -21,6 +21,8 @@ type core struct {
 	peers   map[NonceKey]netip.Addr // where that Map-Register came from; not durable
 	keys    map[lisp.XTRID]keyRef   // the key that an xTR itself registered with last
 
+	services services
+
 	subs     map[SubscriptionKey]*subscription
 	subsAt   mapcache.Table[[]*subscription] // by EID prefix
 	pending  map[pendingKey]*pending
@@ -147,6 +149,7 @@ func newCore(p *policy, st State, now time.Time) *core {
 			}
 		}
 	})
+	c.restoreServices(st.Services, now)
 	for _, s := range st.Subscriptions {
 		c.restoreSubscription(s, now)
 	}
@@ -345,19 +348,28 @@ func (c *core) storeNonce(k NonceKey, n uint64) {
 	c.out.batch.Nonces[k] = n
 }
 
-// current is what the sinks are told of eid: a mapping, or that there is none.
+// current is what the sinks are told of eid: a mapping, or that there is none. A service that has all of a
+// service prefix, which the D-ETRs registered, is what D-ETRs must know; the prefix is their own.
 func (c *core) current(eid lisp.EID) (lisp.Mapping, bool) {
+	if s := c.services.registered(eid); s != nil {
+		return s.Mapping, true
+	}
 	if e := c.entries[eid]; e != nil && e.registered() {
 		return e.mapping, true
 	}
 	return lisp.Mapping{}, false
 }
 
-// all is every mapping that is registered.
+// all is every mapping that is registered, as [core.current] tells it.
 func (c *core) all() []lisp.Mapping {
-	ms := make([]lisp.Mapping, 0, c.live.Len())
-	for _, e := range c.live.All() {
-		ms = append(ms, e.mapping)
+	ms := make([]lisp.Mapping, 0, c.live.Len()+c.services.outsides.Len())
+	for eid, e := range c.live.All() {
+		if c.services.registered(eid) == nil {
+			ms = append(ms, e.mapping)
+		}
+	}
+	for _, s := range c.services.outsides.All() {
+		ms = append(ms, s.Mapping)
 	}
 	return ms
 }

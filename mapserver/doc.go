@@ -6,6 +6,7 @@
 //	core.go                       the state; (state, event, now) -> effects
 //	register.go order.go          Map-Register (RFC 9301 sections 5.6, 8.2), the order of versions
 //	damping.go refusal.go         claims to and fro; who was refused what, and why
+//	service.go                    service addresses, which controllers register for map646
 //	notify.go                     Map-Notify to those who hosted or host an EID, retransmission (section 5.7)
 //	resolve.go                    Map-Request: answer, forward, negative answer (sections 5.5, 8.3, 8.4)
 //	subscribe.go                  subscriptions and publications (RFC 9437)
@@ -27,6 +28,23 @@
 // Map-Server chose itself, for a claim with version 0: chosen and told, then lost, it could be given a
 // second time to another xTR, and then two mappings would bear one version. So what has a number of our
 // own making is told to others only when that number is durable.
+//
+// # Service addresses
+//
+// A controller registers, with a controller's key, which service address map646 translates to which EID
+// ([lisp.Mapping.Inside]). This Map-Server keeps that until a controller withdraws it: it does not expire,
+// for the controller may be dead for days. The sinks, and so the D-ETRs, are told of it like of any mapping,
+// by the order of versions. xTRs are not: a Map-Request for a service address is answered with the prefix
+// that covers it, which the D-ETRs registered, and no Map-Notify speaks of one.
+//
+// One-to-one holds here, too, within IPv4 and within IPv6 service addresses: no two overlap, neither do
+// their EIDs, and no EID is a service address. What collides is refused, and the controller is answered
+// with the mapping that stands in the way. So it is with an address that a VM has as its EID now: a VM that
+// runs is not cut off by a service. The other way round, what an xTR (or a controller on its behalf)
+// registers inside a service address is refused: without an answer, for it says nothing of where the VM is;
+// the table of registrations and the log name the service. Registrations to be merged are let pass: they
+// are service prefixes of the D-ETRs, and a service may have all of one. Then the sinks are told of the
+// service, and Map-Requests are answered with the D-ETRs.
 //
 // # Trust
 //

@@ -104,6 +104,10 @@ func FuzzCore(f *testing.F) {
 	eids := []lisp.EID{mustEID(web), mustEID("198.51.100.11"), mustEID("198.51.100.0/24"), mustEID("198.51.100.0/28"),
 		mustEID("2001:db8:e1d::/48"), mustEID("8.8.8.8"), mustEID("203.0.113.0/24"), mustEID("[7]10.0.0.0/9")}
 	addrs := []netip.Addr{netip.MustParseAddr(hv1), netip.MustParseAddr(hv2), netip.MustParseAddr(hv3), netip.MustParseAddr(itr)}
+	outsides := []netip.Prefix{mustEID(web).Prefix, mustEID("198.51.100.11").Prefix, mustEID("198.51.100.0/28").Prefix,
+		mustEID("2001:db8:e1d:5e::a").Prefix, mustEID("2001:db8:e1d:5e::/64").Prefix}
+	insides := []netip.Prefix{mustEID("2001:db8:e1d::a").Prefix, mustEID("2001:db8:e1d::b").Prefix, mustEID("2001:db8:e1d::/124").Prefix,
+		mustEID("2001:db8:e1d::/64").Prefix, mustEID("2001:db8:e1d:5e::a").Prefix}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 400 {
 			return
@@ -111,12 +115,13 @@ func FuzzCore(f *testing.F) {
 		s := &script{b}
 		now, c := epoch, newCore(p, State{}, epoch)
 		regs, nonces, subs := map[lisp.EID]Registration{}, map[NonceKey]uint64{}, map[SubscriptionKey]Subscription{}
+		svcs := map[lisp.EID]Service{}
 		last := map[lisp.EID]lisp.Mapping{}
 		var sent []send
 		nonce := uint64(0)
 		for s.more() {
 			nonce++
-			switch op := s.n(6); op {
+			switch op := s.n(7); op {
 			case 0, 1:
 				x, a := byte(s.n(4)), addrs[s.n(len(addrs))]
 				m := &lisp.MapRegister{Nonce: nonce, HasXTRID: x != 0, XTRID: lisp.XTRID{15: x}, WantMapNotify: true}
@@ -154,8 +159,28 @@ func FuzzCore(f *testing.F) {
 						c.mapNotifyAck(netip.AddrPortFrom(addrs[s.n(4)], 4342), m.Ack(), func(lisp.Key) bool { return true })
 					}
 				}
+			case 6:
+				m := &lisp.MapRegister{Nonce: nonce, WantMapNotify: true}
+				for range 1 + s.n(3) {
+					k := outsides[s.n(len(outsides))]
+					rec := lisp.NewService(k, insides[s.n(len(insides))], []lisp.Version{0, 1, 2, 3, 4094, 4095}[s.n(6)])
+					if lisp.CheckService(rec.EID, rec.Inside) != nil {
+						continue // does not come from a decoder
+					}
+					if s.n(3) == 0 {
+						rec.TTL = lisp.TTLDelete
+					}
+					m.Records = append(m.Records, rec)
+				}
+				r := registering{MapRegister: m, from: addrs[0], site: p.sites["cloud"], key: &p.sites["cloud"].ControllerKeys[0], controller: true}
+				if len(m.Records) > 0 {
+					c.register(now, r)
+				}
 			case 5:
 				st := State{Nonces: nonces}
+				for _, v := range svcs {
+					st.Services = append(st.Services, v)
+				}
 				for _, r := range regs {
 					st.Registrations = append(st.Registrations, r)
 				}
@@ -183,6 +208,7 @@ func FuzzCore(f *testing.F) {
 			for range 2 {
 				batch := c.takeBatch()
 				apply(regs, batch.Registrations)
+				apply(svcs, batch.Services)
 				apply(subs, batch.Subscriptions)
 				for k, n := range batch.Nonces {
 					nonces[k] = n
@@ -199,6 +225,14 @@ func FuzzCore(f *testing.F) {
 				if r, ok := regs[eid]; !ok || !r.Mapping.Equal(e.mapping) || len(r.Registrants) != len(e.regs) {
 					t.Fatalf("%s: stored %+v, served %+v", eid, r, e.mapping)
 				}
+			}
+			for eid, v := range c.services.known {
+				if st, ok := svcs[eid]; !ok || !st.Mapping.Equal(v.Mapping) {
+					t.Fatalf("%s: stored %+v, served %+v", eid, st, v.Mapping)
+				}
+			}
+			if len(svcs) != len(c.services.known) {
+				t.Fatalf("stored %d services, served %d", len(svcs), len(c.services.known))
 			}
 			if len(regs) != len(c.entries) || len(subs) != len(c.subs) {
 				t.Fatalf("stored %d EIDs and %d subscriptions, served %d and %d", len(regs), len(subs), len(c.entries), len(c.subs))
@@ -240,6 +274,7 @@ func checkCore(t *testing.T, c *core, now time.Time) {
 	if live != c.live.Len() {
 		fail("%d are registered, the table has %d", live, c.live.Len())
 	}
+	checkServices(t, c)
 	for i, a := range c.alarms {
 		if a.pos != i+1 {
 			fail("alarm %d believes that it is %d", i, a.pos)
@@ -274,5 +309,56 @@ func checkCore(t *testing.T, c *core, now time.Time) {
 	if n != len(c.subs) {
 		fail("%d subscriptions by prefix, %d by key", n, len(c.subs))
 	}
-	_ = fmt.Sprint(c.mappingRows(now), c.registrationRows(now), c.subscriberRows(now), c.explain(now, mustEID(web)))
+	_ = fmt.Sprint(c.mappingRows(now), c.registrationRows(now), c.serviceRows(now), c.subscriberRows(now), c.explain(now, mustEID(web)))
+}
+
+// checkServices checks that the tables of services fit together, and that one-to-one holds.
+func checkServices(t *testing.T, c *core) {
+	t.Helper()
+	live, insides := 0, [2][]lisp.EID{}
+	for eid, s := range c.services.known {
+		got, ok := c.services.outsides.Get(eid)
+		switch {
+		case s.Mapping.EID != eid || ok != s.registered() || ok && got != s:
+			t.Fatalf("%s: %+v, in the table %v", eid, s.Mapping, ok)
+		case s.Mapping.Version == 0 || !s.Mapping.IsService() || len(s.Mapping.Locators) > 0 || !s.Mapping.XTRID.IsZero():
+			t.Fatalf("%s: %+v", eid, s.Mapping)
+		case s.registered() != (s.alarm.pos == 0):
+			t.Fatalf("%s: registered %v, and its alarm is at %d", eid, s.registered(), s.alarm.pos)
+		case !ok:
+			continue
+		}
+		live++
+		family := 1
+		if eid.Prefix.Addr().Is4() {
+			family = 0
+		}
+		insides[family] = append(insides[family], lisp.MakeEID(0, s.Mapping.Inside))
+		for other, o := range c.services.known {
+			if !o.registered() {
+				continue
+			}
+			same := other.Prefix.Addr().Is4() == eid.Prefix.Addr().Is4()
+			if other != eid && (other.Prefix.Overlaps(eid.Prefix) || same && o.Mapping.Inside.Overlaps(s.Mapping.Inside)) ||
+				other.Prefix.Overlaps(s.Mapping.Inside) {
+				t.Fatalf("%+v and %+v overlap", s.Mapping, o.Mapping)
+			}
+		}
+	}
+	if live != c.services.outsides.Len() {
+		t.Fatalf("%d services, the table has %d", live, c.services.outsides.Len())
+	}
+	for family, want := range insides {
+		got := []lisp.EID{}
+		for eid, s := range c.services.insides[family].All() {
+			if lisp.MakeEID(0, s.Mapping.Inside) != eid {
+				t.Fatalf("%+v is in the table of EIDs at %s", s.Mapping, eid)
+			}
+			got = append(got, eid)
+		}
+		slices.SortFunc(want, lisp.EID.Compare)
+		if !slices.Equal(got, want) {
+			t.Fatalf("the table of EIDs has %v, want %v", got, want)
+		}
+	}
 }

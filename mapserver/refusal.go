@@ -27,12 +27,31 @@ const (
 	reasonTie           reason = "same-version-lower-xtr-id-holds"
 	reasonNotHolder     reason = "not-the-holder"
 	reasonFlapping      reason = "claimed-to-and-fro"
+	// Of services, and of what collides with them.
+	reasonBadService   reason = "key-value-pair-is-no-service"
+	reasonNoController reason = "not-a-controller-key"
+	reasonNoVersion    reason = "service-without-version"
+	reasonInsideSite   reason = "no-site-for-the-eid-of-the-service"
+	reasonInsideTaken  reason = "eid-has-a-service-address"
+	reasonOverlap      reason = "overlaps-a-service-address"
+	reasonTwice        reason = "would-be-translated-twice"
+	reasonVM           reason = "eid-of-a-vm"
+	reasonService      reason = "is-a-service-address"
 )
 
 // refusalKey is whom and what a refusal concerns.
 type refusalKey struct {
-	xtr lisp.XTRID
-	eid lisp.EID
+	xtr     lisp.XTRID // zero for a service: it is of no xTR
+	eid     lisp.EID
+	service bool
+}
+
+// refusedOf is the key of a refusal of rec, which speaks of a service or not.
+func refusedOf(r registering, rec lisp.Mapping, service bool) refusalKey {
+	if service {
+		return refusalKey{eid: rec.EID, service: true}
+	}
+	return refusalKey{xtr: r.XTRID, eid: rec.EID}
 }
 
 // refusal is the last time that an xTR was refused an EID: a Map-Server that silently does not
@@ -45,7 +64,8 @@ type refusal struct {
 	times   uint64
 	from    netip.Addr
 	version lisp.Version
-	known   bool // the sender was authenticated
+	known   bool   // the sender was authenticated
+	holder  string // what stands in the way, if it is another EID
 }
 
 // How many refusals are kept. Anybody can cause those of unauthenticated senders, so these have a
@@ -76,7 +96,7 @@ func (r *refusals) add(x refusal) *refusal {
 	if el, ok := r.byKey[x.known][x.refusalKey]; ok {
 		old := el.Value.(*refusal)
 		x.times, x.logged = old.times, old.logged
-		if x.why != old.why {
+		if x.why != old.why || x.holder != old.holder {
 			x.times, x.logged = 0, time.Time{}
 		}
 		x.times++
@@ -119,13 +139,25 @@ func (r *refusals) all() []refusal {
 
 // refuse records, counts and now and then logs that rec was not accepted.
 func (c *core) refuse(now time.Time, r registering, rec lisp.Mapping, why reason, known bool) {
+	c.refuseHeld(now, r, rec, why, known, "")
+}
+
+// refuseHeld is refuse for what collides with another EID, which holder names.
+func (c *core) refuseHeld(now time.Time, r registering, rec lisp.Mapping, why reason, known bool, holder string) {
 	c.count("register/refused/" + string(why))
-	x := c.refusals.add(refusal{refusalKey: refusalKey{r.XTRID, rec.EID}, why: why, at: now, from: r.from,
-		version: rec.Version, known: known})
+	x := c.refusals.add(refusal{refusalKey: refusedOf(r, rec, c.ofService(r, rec)), why: why, at: now, from: r.from,
+		version: rec.Version, known: known, holder: holder})
 	if x.logged.IsZero() || now.Sub(x.logged) >= logAgain {
 		x.logged = now
-		c.report(now, slog.LevelWarn, "Map-Register refused", "reason", string(why), "eid", rec.EID, "xtr_id", r.XTRID,
-			"source", r.from, "version", rec.Version, "times", x.times)
+		attrs := []any{"reason", string(why), "eid", rec.EID, "xtr_id", r.XTRID, "source", r.from, "version", rec.Version,
+			"times", x.times}
+		if rec.IsService() {
+			attrs = append(attrs, "inside", rec.Inside)
+		}
+		if holder != "" {
+			attrs = append(attrs, "holder", holder)
+		}
+		c.report(now, slog.LevelWarn, "Map-Register refused", attrs...)
 	}
 }
 

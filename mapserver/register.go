@@ -111,6 +111,9 @@ func (c *core) register(now time.Time, r registering) {
 // after a restart.
 func (c *core) registeredFrom(r registering) bool {
 	return slices.ContainsFunc(r.Records, func(rec lisp.Mapping) bool {
+		if s := c.services.known[rec.EID]; s != nil && r.controller && s.Source == r.from {
+			return true
+		}
 		e := c.entries[rec.EID]
 		return e != nil && slices.ContainsFunc(e.regs, func(o registrant) bool {
 			return o.identity() == identityOf(r) && o.Source == r.from
@@ -124,6 +127,8 @@ func (c *core) repeat(r registering) []outcome {
 	for i, rec := range r.Records {
 		e := c.entries[rec.EID]
 		switch {
+		case r.controller && (rec.IsService() || e == nil && c.services.known[rec.EID] != nil):
+			outcomes[i] = c.repeatService(rec)
 		case e == nil && rec.TTL == lisp.TTLDelete:
 			outcomes[i] = outcome{taken: true, tell: rec}
 		case e == nil:
@@ -172,8 +177,16 @@ func (c *core) answer(r registering, outcomes []outcome) {
 
 // record does what one record of an authenticated Map-Register asks for.
 func (c *core) record(now time.Time, r registering, rec lisp.Mapping) outcome {
+	if c.ofService(r, rec) {
+		return c.service(now, r, rec)
+	}
 	if why := c.admit(r, &rec); why != "" {
 		c.refuse(now, r, rec, why, true)
+		return outcome{silent: true}
+	}
+	if s := c.serviceAt(r, rec); s != nil {
+		// No answer: the xTR whose VM has the address would take it for a word of where the VM is.
+		c.refuseHeld(now, r, rec, reasonService, true, holderOf(s.Mapping))
 		return outcome{silent: true}
 	}
 	e := c.entries[rec.EID]
@@ -182,7 +195,7 @@ func (c *core) record(now time.Time, r registering, rec lisp.Mapping) outcome {
 			c.count("register/withdrawn")
 			return outcome{taken: true, tell: rec}
 		}
-		if len(c.entries) >= c.MaxRegistrations {
+		if len(c.entries)+len(c.services.known) >= c.MaxRegistrations {
 			c.refuse(now, r, rec, reasonLimit, true)
 			return outcome{silent: true}
 		}
@@ -258,7 +271,7 @@ func firstVersion(v lisp.Version) lisp.Version {
 // took counts, and forgets what the sender was refused before.
 func (c *core) took(r registering, rec lisp.Mapping, counter string) {
 	c.count(counter)
-	c.refusals.clear(refusalKey{r.XTRID, rec.EID})
+	c.refusals.clear(refusedOf(r, rec, false))
 }
 
 // admit checks a record against the configuration and brings it into the form in which it is kept.
@@ -272,6 +285,9 @@ func (c *core) admit(r registering, rec *lisp.Mapping) reason {
 	}
 	locators := make([]lisp.Locator, 0, len(rec.Locators))
 	for _, l := range rec.Locators {
+		if l.LCAF.LCAFType() == lisp.LCAFKeyValue {
+			return reasonBadService // it was meant for a service: nobody could send to it
+		}
 		if l.LCAF == "" {
 			switch {
 			case !l.RLOC.IsValid() || l.RLOC.IsUnspecified() || l.RLOC.IsMulticast():

@@ -28,6 +28,7 @@ type rig struct {
 
 	// what is durable
 	regs   map[lisp.EID]Registration
+	svcs   map[lisp.EID]Service
 	nonces map[NonceKey]uint64
 	subs   map[SubscriptionKey]Subscription
 }
@@ -39,13 +40,14 @@ func newRig(t *testing.T, cfg Config) *rig {
 		t.Fatal(err)
 	}
 	return &rig{t: t, c: newCore(p, State{}, epoch), now: epoch, regs: map[lisp.EID]Registration{},
-		nonces: map[NonceKey]uint64{}, subs: map[SubscriptionKey]Subscription{}}
+		svcs: map[lisp.EID]Service{}, nonces: map[NonceKey]uint64{}, subs: map[SubscriptionKey]Subscription{}}
 }
 
 // restart begins anew with what is durable.
 func (r *rig) restart() {
 	r.t.Helper()
-	st := State{Nonces: r.nonces, Registrations: slices.Collect(maps.Values(r.regs)), Subscriptions: slices.Collect(maps.Values(r.subs))}
+	st := State{Nonces: r.nonces, Registrations: slices.Collect(maps.Values(r.regs)),
+		Services: slices.Collect(maps.Values(r.svcs)), Subscriptions: slices.Collect(maps.Values(r.subs))}
 	r.c = newCore(r.c.policy, st, r.now)
 	r.took()
 }
@@ -93,6 +95,7 @@ func (r *rig) commit() {
 	early, bulk, put, reports := r.early, r.bulk, r.put, r.reports
 	b := r.batch
 	apply(r.regs, b.Registrations)
+	apply(r.svcs, b.Services)
 	apply(r.subs, b.Subscriptions)
 	maps.Copy(r.nonces, b.Nonces)
 	r.c.committed(r.now, b)
@@ -229,7 +232,10 @@ func records(ms []lisp.Mapping) string {
 		for _, l := range m.Locators {
 			s += " " + l.RLOC.String()
 		}
-		if m.Negative() && m.TTL != 0 {
+		switch {
+		case m.IsService():
+			s += " is " + m.Inside.String()
+		case m.Negative() && m.TTL != 0:
 			s += " " + m.Action.String()
 		}
 		out = append(out, s)

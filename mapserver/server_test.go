@@ -363,7 +363,7 @@ func TestTablesAndExplanations(t *testing.T) {
 		time.Sleep(30 * time.Second)
 
 		shows := l.s.Shows()
-		if got := slices.Sorted(maps.Keys(shows)); !slices.Equal(got, []string{"counters", "mappings", "registrations", "subscribers"}) {
+		if got := slices.Sorted(maps.Keys(shows)); !slices.Equal(got, []string{"counters", "mappings", "registrations", "services", "subscribers"}) {
 			t.Errorf("tables %v", got)
 		}
 		table := func(name string) any {

@@ -40,6 +40,20 @@ type RegistrationRow struct {
 	Refused string       `json:"refused"` // why, and how often in a row
 }
 
+// ServiceRow is a line of "show services": a service address that a controller registered, one whose version is
+// remembered, or a refusal.
+type ServiceRow struct {
+	Service lisp.EID     `json:"service_address"`
+	Inside  netip.Prefix `json:"inside,omitzero"` // the EID that map646 translates it to
+	State   string       `json:"state"`           // registered, withdrawn, refused
+	Site    string       `json:"site"`
+	Version lisp.Version `json:"version"`
+	Source  string       `json:"source"` // where the controller's Map-Registers come from
+	Key     string       `json:"key_id"`
+	Since   time.Time    `json:"since"`   // of the last change, or of the refusal
+	Refused string       `json:"refused"` // why, who stands in the way, and how often in a row
+}
+
 // SubscriberRow is a line of "show subscribers".
 type SubscriberRow struct {
 	EID     lisp.EID   `json:"eid"`
@@ -62,6 +76,7 @@ func (s *Server) Shows() map[string]func(context.Context) (any, error) {
 	return map[string]func(context.Context) (any, error){
 		"mappings":      show(s, (*core).mappingRows),
 		"registrations": show(s, (*core).registrationRows),
+		"services":      show(s, (*core).serviceRows),
 		"subscribers":   show(s, (*core).subscriberRows),
 		"counters": func(ctx context.Context) (any, error) {
 			m, err := s.Counters(ctx)
@@ -92,6 +107,8 @@ func (s *Server) Counters(ctx context.Context) (map[string]uint64, error) {
 		m = maps.Clone(c.counters)
 		m["now/registered"] = uint64(c.live.Len())
 		m["now/known-eids"] = uint64(len(c.entries))
+		m["now/services"] = uint64(c.services.outsides.Len())
+		m["now/known-services"] = uint64(len(c.services.known))
 		m["now/subscriptions"] = uint64(len(c.subs))
 		m["now/unacknowledged"] = uint64(len(c.pending))
 	})
@@ -156,7 +173,9 @@ func (e *entry) state() string {
 func (c *core) registrationRows(now time.Time) []RegistrationRow {
 	byKey := map[refusalKey]refusal{}
 	for _, x := range c.refusals.all() {
-		byKey[x.refusalKey] = x
+		if !x.service {
+			byKey[x.refusalKey] = x
+		}
 	}
 	var rows []RegistrationRow
 	for eid, e := range c.entries {
@@ -176,7 +195,7 @@ func (c *core) registrationRows(now time.Time) []RegistrationRow {
 			if r.Source.IsValid() {
 				row.Source = r.Source.String()
 			}
-			k := refusalKey{r.XTRID, eid}
+			k := refusalKey{xtr: r.XTRID, eid: eid}
 			if x, ok := byKey[k]; ok && x.known {
 				row.Refused = x.String()
 				delete(byKey, k)
@@ -200,7 +219,45 @@ func (c *core) registrationRows(now time.Time) []RegistrationRow {
 	return rows
 }
 
-func (x refusal) String() string { return fmt.Sprintf("%s (%d times)", x.why, x.times) }
+func (x refusal) String() string {
+	if x.holder != "" {
+		return fmt.Sprintf("%s: %s (%d times)", x.why, x.holder, x.times)
+	}
+	return fmt.Sprintf("%s (%d times)", x.why, x.times)
+}
+
+func (c *core) serviceRows(time.Time) []ServiceRow {
+	refused := map[lisp.EID]refusal{}
+	for _, x := range c.refusals.all() {
+		if x.service {
+			refused[x.eid] = x
+		}
+	}
+	rows := make([]ServiceRow, 0, len(c.services.known))
+	for eid, s := range c.services.known {
+		row := ServiceRow{Service: eid, Inside: s.Mapping.Inside, State: "registered", Site: s.Site, Version: s.Mapping.Version,
+			Source: s.Source.String(), Key: fmt.Sprint(s.KeyID), Since: s.Since}
+		if !s.registered() {
+			row.State = "withdrawn"
+		}
+		if x, ok := refused[eid]; ok && x.known {
+			row.Refused = x.String()
+			delete(refused, eid)
+		}
+		rows = append(rows, row)
+	}
+	for eid, x := range refused {
+		row := ServiceRow{Service: eid, State: "refused", Version: x.version, Source: x.from.String(), Since: x.at, Refused: x.String()}
+		if s, _ := c.siteOf(eid); s != nil {
+			row.Site = s.Name
+		}
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b ServiceRow) int {
+		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.State, b.State))
+	})
+	return rows
+}
 
 func (r *registrant) flags() string {
 	var s strings.Builder
@@ -262,6 +319,7 @@ func (c *core) explain(now time.Time, eid lisp.EID) []lisp.Finding {
 	} else {
 		add("sites", fmt.Sprintf("%s may not be registered", eid), "no configured prefix covers it")
 	}
+	c.explainServices(now, eid, add)
 	e, known := c.entries[eid]
 	if match, live, ok := c.live.LookupEID(eid); ok && !known {
 		e, known = live, true
@@ -294,7 +352,11 @@ func (c *core) explain(now time.Time, eid lisp.EID) []lisp.Finding {
 	}
 	for _, x := range c.refusals.all() {
 		if x.eid.Contains(eid) || eid.Contains(x.eid) {
-			add("registrations", fmt.Sprintf("xTR %s was refused %s with version %d", x.xtr, x.eid, x.version),
+			part, who := "registrations", "xTR "+x.xtr.String()
+			if x.service {
+				part, who = "services", "a controller"
+			}
+			add(part, fmt.Sprintf("%s was refused %s with version %d", who, x.eid, x.version),
 				fmt.Sprintf("%s, last at %s from %s", x, x.at.Format(time.RFC3339), x.from))
 		}
 	}
@@ -312,4 +374,27 @@ func (c *core) explain(now time.Time, eid lisp.EID) []lisp.Finding {
 		add("subscribers", fmt.Sprintf("xTR %s at %s is told of changes", s.XTRID, addrs(s.RLOCs)), "subscribed to "+s.EID.String())
 	}
 	return out
+}
+
+// explainServices says what is known of eid as a service address, and as what services translate to.
+func (c *core) explainServices(now time.Time, eid lisp.EID, add func(part, says, why string)) {
+	why := func(s *service) string {
+		return fmt.Sprintf("registered by a controller from %s, version %d, %s ago, changed at %s; it stays until a controller withdraws it",
+			s.Source, s.Mapping.Version, now.Sub(s.seen).Round(time.Second), s.Since.Format(time.RFC3339))
+	}
+	if match, s, ok := c.services.outsides.LookupEID(eid); ok {
+		add("services", fmt.Sprintf("service address %s is translated to %s by the D-ETRs", match, s.Mapping.Inside), why(s))
+		if e, _ := c.lookup(eid); e == nil || !e.merged() {
+			add("services", "no D-ETR has registered a prefix that covers it",
+				"xTRs learn from the prefix where to send what is for a service address")
+		}
+	} else if s := c.services.known[eid]; s != nil {
+		add("services", fmt.Sprintf("service address %s is withdrawn at version %d", eid, s.Mapping.Version),
+			fmt.Sprintf("a controller withdrew it, at %s", s.Since.Format(time.RFC3339)))
+	}
+	for i := range c.services.insides {
+		if match, s, ok := c.services.insides[i].LookupEID(eid); ok {
+			add("services", fmt.Sprintf("%s has service address %s", match, s.Mapping.EID), why(s))
+		}
+	}
 }

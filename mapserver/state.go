@@ -19,6 +19,7 @@ type Store interface {
 // State is everything that a Store holds.
 type State struct {
 	Registrations []Registration
+	Services      []Service
 	Nonces        map[NonceKey]uint64
 	Subscriptions []Subscription
 }
@@ -26,13 +27,14 @@ type State struct {
 // Batch is a set of changes that become durable together. A nil value removes the key.
 type Batch struct {
 	Registrations map[lisp.EID]*Registration
+	Services      map[lisp.EID]*Service
 	Nonces        map[NonceKey]uint64
 	Subscriptions map[SubscriptionKey]*Subscription
 }
 
 // Empty reports whether b changes nothing.
 func (b Batch) Empty() bool {
-	return len(b.Registrations) == 0 && len(b.Nonces) == 0 && len(b.Subscriptions) == 0
+	return len(b.Registrations) == 0 && len(b.Services) == 0 && len(b.Nonces) == 0 && len(b.Subscriptions) == 0
 }
 
 // Registration is what is known of one EID. Without Registrants it is withdrawn (or expired): only its
@@ -57,6 +59,16 @@ type Registrant struct {
 	TTL        lisp.TTL    // as registered
 	Action     lisp.Action // when there are no locators
 	Locators   []lisp.Locator
+}
+
+// Service is what is known of one service address, or prefix of them. With a TTL of 0 it is withdrawn: only
+// its version counts then.
+type Service struct {
+	Mapping lisp.Mapping
+	Site    string
+	Source  netip.Addr // where the Map-Registers of the controller come from
+	KeyID   uint8      // which of the controllers' keys signed
+	Since   time.Time  // of the last change of the mapping
 }
 
 // NonceKey names one sequence of Map-Register nonces (RFC 9301 section 5.6).

@@ -1,4 +1,4 @@
-// Package boltstore keeps the registrations, nonces and subscriptions of a Map-Server in a bbolt file.
+// Package boltstore keeps the registrations, services, nonces and subscriptions of a Map-Server in a bbolt file.
 package boltstore
 
 import (
@@ -24,6 +24,7 @@ var _ mapserver.Store = (*Store)(nil)
 var (
 	bucketMeta          = []byte("meta")
 	bucketRegistrations = []byte("registrations") // EID -> JSON
+	bucketServices      = []byte("services")      // service address -> JSON
 	bucketNonces        = []byte("nonces")        // see nonceKey -> 8 bytes, big-endian
 	bucketSubscriptions = []byte("subscriptions") // xTR-ID, EID -> JSON
 
@@ -59,7 +60,7 @@ func Open(path string) (*Store, error) {
 }
 
 func (s *Store) prepare(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketRegistrations, bucketNonces, bucketSubscriptions} {
+	for _, name := range [][]byte{bucketMeta, bucketRegistrations, bucketServices, bucketNonces, bucketSubscriptions} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return fmt.Errorf("bucket %s: %w", name, err)
 		}
@@ -95,6 +96,20 @@ func (s *Store) Load() (mapserver.State, error) {
 				return fmt.Errorf("registration %q: is of %s", k, r.Mapping.EID)
 			}
 			st.Registrations = append(st.Registrations, r)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = tx.Bucket(bucketServices).ForEach(func(k, v []byte) error {
+			sv, err := decodeService(v)
+			if err != nil {
+				return fmt.Errorf("service %q: %w", k, err)
+			}
+			if string(k) != sv.Mapping.EID.String() {
+				return fmt.Errorf("service %q: is of %s", k, sv.Mapping.EID)
+			}
+			st.Services = append(st.Services, sv)
 			return nil
 		})
 		if err != nil {
@@ -136,6 +151,12 @@ func (s *Store) Save(b mapserver.Batch) error {
 		for eid, r := range b.Registrations {
 			if err := put(registrations, registrationKey(eid), r == nil, func() ([]byte, error) { return encodeRegistration(r) }); err != nil {
 				return fmt.Errorf("registration %s: %w", eid, err)
+			}
+		}
+		services := tx.Bucket(bucketServices)
+		for eid, sv := range b.Services {
+			if err := put(services, registrationKey(eid), sv == nil, func() ([]byte, error) { return encodeService(sv) }); err != nil {
+				return fmt.Errorf("service %s: %w", eid, err)
 			}
 		}
 		nonces := tx.Bucket(bucketNonces)

@@ -48,6 +48,16 @@ type (
 		Reachable bool       `json:"r,omitempty"`
 		LCAF      []byte     `json:"lcaf,omitempty"`
 	}
+	serviceV1 struct {
+		Outside lisp.EID     `json:"outside"`
+		Inside  netip.Prefix `json:"inside"`
+		TTL     uint32       `json:"ttl"`
+		Version uint16       `json:"version"`
+		Site    string       `json:"site"`
+		Source  netip.Addr   `json:"source,omitzero"`
+		KeyID   uint8        `json:"key_id"`
+		Since   time.Time    `json:"since"`
+	}
 	subscriptionV1 struct {
 		EID       lisp.EID     `json:"eid"`
 		XTRID     lisp.XTRID   `json:"xtr_id"`
@@ -112,6 +122,27 @@ func decodeRegistration(b []byte) (mapserver.Registration, error) {
 			Merge: g.Merge, TTL: lisp.TTL(g.TTL), Action: lisp.Action(g.Action), Locators: locators(g.Locators)})
 	}
 	return r, nil
+}
+
+func encodeService(s *mapserver.Service) ([]byte, error) {
+	m := s.Mapping
+	return json.Marshal(serviceV1{Outside: m.EID, Inside: m.Inside, TTL: uint32(m.TTL), Version: uint16(m.Version),
+		Site: s.Site, Source: s.Source, KeyID: s.KeyID, Since: s.Since})
+}
+
+func decodeService(b []byte) (mapserver.Service, error) {
+	var v serviceV1
+	if err := json.Unmarshal(b, &v); err != nil {
+		return mapserver.Service{}, err
+	}
+	if lisp.Version(v.Version) > lisp.VersionMask {
+		return mapserver.Service{}, errors.New("has no valid version")
+	}
+	if err := lisp.CheckService(v.Outside, v.Inside); err != nil {
+		return mapserver.Service{}, err
+	}
+	return mapserver.Service{Mapping: lisp.Mapping{EID: v.Outside, TTL: lisp.TTL(v.TTL), Version: lisp.Version(v.Version),
+		Action: lisp.ActDrop, Inside: v.Inside}, Site: v.Site, Source: v.Source, KeyID: v.KeyID, Since: v.Since}, nil
 }
 
 func encodeSubscription(s *mapserver.Subscription) ([]byte, error) {
