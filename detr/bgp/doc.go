@@ -35,6 +35,8 @@
 //     7         action of a mapping without locators (RFC 9301 section 5.4)
 //     8..11     xTR-ID, most significant 32 bits first; all absent if there is none
 //     12..13    Site-ID, most significant 32 bits first; both absent if it is 0
+//     14..17    Inside: what map646 translates the service address to, most significant 32 bits first;
+//     all absent unless the mapping is a service
 //
 // Unknown functions and other administrators' communities are ignored, as is the order. An absent
 // function 1 means version 0, 2 a set of one, 3 and 4 priority 0 and weight 0, 5 one day. So a route that
@@ -46,6 +48,16 @@
 // A mapping without locators is one path with function 2 = 0 and an unspecified next hop, which the
 // sending speaker replaces by its own address. Locators whose address is an LCAF that we do not
 // interpret do not travel.
+//
+// # Services
+//
+// A service ([lisp.Mapping.Inside]) is a mapping without locators whose NLRI is the service address, or a
+// prefix of them, and whose functions 14..17 are the first address of the EID prefix that it is translated
+// to. That prefix has as many host bits as the NLRI, so its length does not travel. A path that has some of
+// the four functions only, or locators too, or that makes no service with its NLRI (of an instance, an EID
+// that is no unicast IPv6 prefix of that length), is as good as withdrawn. A service has no xTR-ID. Should
+// Map-Servers disagree whether an address is a service or a VM's EID, the newer version counts, and at
+// equal versions the service, whose xTR-ID is the lowest.
 //
 // # When a mapping is complete
 //

@@ -190,7 +190,7 @@ func (f *Feed) eventOf(p *api.Path) (e event, ok bool) {
 		return e, true
 	}
 	what, err := pathOf(f.s.cfg.LocalAS, p)
-	if err != nil {
+	if err != nil || what.fits(eid) != nil {
 		return e, false
 	}
 	e.kind, e.path, e.stale = eventUpdate, what, p.GetStale()
@@ -410,6 +410,7 @@ type Said struct {
 	Version  lisp.Version
 	XTRID    lisp.XTRID
 	Locator  lisp.Locator
+	Inside   netip.Addr // of a service: what is translated to, from this address on; otherwise not valid
 	Stale    bool
 	Believed bool
 }
@@ -425,7 +426,7 @@ func (f *Feed) Heard(e lisp.EID) []Said {
 	said := make([]Said, 0, len(en.told))
 	for _, h := range en.told {
 		said = append(said, Said{
-			Peer: h.peer, Version: h.version, XTRID: h.xtr, Locator: h.loc, Stale: h.stale,
+			Peer: h.peer, Version: h.version, XTRID: h.xtr, Locator: h.loc, Inside: h.inside, Stale: h.stale,
 			Believed: en.known && en.current.Version == h.version && en.current.XTRID == h.xtr,
 		})
 	}
@@ -447,13 +448,14 @@ func (f *Feed) Explain(_ context.Context, e lisp.EID) ([]lisp.Finding, error) {
 			case h.Stale:
 				why = "believed, though the peer is gone: it may come back (graceful restart)"
 			}
-			at := "nowhere"
-			if h.Locator.RLOC.IsValid() {
-				at = h.Locator.RLOC.String()
+			says := fmt.Sprintf("nowhere, version %d of xTR %v", h.Version, h.XTRID)
+			switch {
+			case h.Inside.IsValid():
+				says = fmt.Sprintf("a service address, of %v, version %d", h.Inside, h.Version)
+			case h.Locator.RLOC.IsValid():
+				says = fmt.Sprintf("at %s, version %d of xTR %v", h.Locator.RLOC, h.Version, h.XTRID)
 			}
-			out = append(out, lisp.Finding{
-				Part: "bgp", Says: fmt.Sprintf("%v says: at %s, version %d of xTR %v", h.Peer, at, h.Version, h.XTRID), Why: why,
-			})
+			out = append(out, lisp.Finding{Part: "bgp", Says: fmt.Sprintf("%v says: %s", h.Peer, says), Why: why})
 		}
 	}
 	return out, nil

@@ -22,6 +22,9 @@ const (
 	fnAction   = 7
 	fnXTRID    = 8  // ..11
 	fnSiteID   = 12 // ..13
+	fnInside   = 14 // ..17
+
+	fnEnd = 18
 )
 
 // Bits of function fnFlags.
@@ -44,7 +47,8 @@ type set uint32
 
 func (s set) count() int { return int(s >> 24) }
 
-// A path is what one BGP path says: one locator of a mapping, with all that is common to the mapping.
+// A path is what one BGP path says: one locator of a mapping, with all that is common to the mapping; or a
+// service.
 type path struct {
 	id        uint32       // path identifier (RFC 7911)
 	loc       lisp.Locator // no RLOC: the mapping has no locators
@@ -55,6 +59,7 @@ type path struct {
 	authority bool
 	xtr       lisp.XTRID
 	site      lisp.SiteID
+	inside    netip.Addr // of a service: the first address of the EID prefix, whose length follows from the NLRI
 }
 
 // split takes m apart into its paths, in the order of m's locators and with identifiers from 1.
@@ -62,6 +67,9 @@ func split(m lisp.Mapping) []path {
 	head := path{
 		id: 1, version: m.Version & lisp.VersionMask, ttl: m.TTL, action: m.Action,
 		authority: m.Authoritative, xtr: m.XTRID, site: m.SiteID,
+	}
+	if m.IsService() {
+		head.inside, m.Locators = m.Inside.Addr(), nil
 	}
 	locs := make([]lisp.Locator, 0, len(m.Locators))
 	for _, l := range m.Locators {
@@ -99,6 +107,10 @@ func setOf(head path, locs []lisp.Locator) set {
 		b[13] = byte(head.action)
 	}
 	h.Write(b[:])
+	if head.inside.IsValid() {
+		a := head.inside.As16()
+		h.Write(a[:])
+	}
 	for _, l := range locs {
 		a := l.RLOC.As16()
 		copy(b[:], a[:])
@@ -121,6 +133,9 @@ func join(eid lisp.EID, paths []path) lisp.Mapping {
 	}
 	if p.set.count() == 0 {
 		m.Action = p.action
+		if in, err := lisp.ServiceInside(eid, p.inside); err == nil {
+			m.Inside = in
+		}
 		return m
 	}
 	m.Locators = make([]lisp.Locator, 0, len(paths))
@@ -135,7 +150,7 @@ func join(eid lisp.EID, paths []path) lisp.Mapping {
 
 // communities are the large communities of p under the administrator as.
 func (p path) communities(as uint32) []large {
-	cs := make([]large, 0, 13)
+	cs := make([]large, 0, fnEnd-1)
 	add := func(fn, v uint32) { cs = append(cs, large{as, fn, v}) }
 	add(fnVersion, uint32(p.version))
 	add(fnSet, uint32(p.set))
@@ -160,6 +175,12 @@ func (p path) communities(as uint32) []large {
 			add(fnXTRID+uint32(i), binary.BigEndian.Uint32(p.xtr[4*i:]))
 		}
 	}
+	if p.inside.IsValid() {
+		a := p.inside.As16()
+		for i := range 4 {
+			add(fnInside+uint32(i), binary.BigEndian.Uint32(a[4*i:]))
+		}
+	}
 	if p.site != 0 {
 		add(fnSiteID, uint32(p.site>>32))
 		add(fnSiteID+1, uint32(p.site))
@@ -172,16 +193,19 @@ var valueLimits = [...]uint32{
 	fnVersion: uint32(lisp.VersionMask), fnPriority: 255, fnWeight: 255, fnAction: 7,
 }
 
-var errNoNextHop = errors.New("no usable next hop")
+var (
+	errNoNextHop = errors.New("no usable next hop")
+	errNoService = errors.New("functions 14..17 are not those of a service: all four, and no locators")
+)
 
 // parsePath reads what a path with this next hop and these large communities says. It fails on a value
-// that is out of range, on a function that appears twice with different values, and on a next hop that
-// is no unicast address.
+// that is out of range, on a function that appears twice with different values, on a service that has
+// locators or half an EID, and on a next hop that is no unicast address.
 func parsePath(as, id uint32, nextHop netip.Addr, cs []large) (path, error) {
 	p := path{id: id, set: 1 << 24, ttl: defaultTTL}
 	p.loc.Reachable = true
-	var seen [fnSiteID + 2]bool
-	var values [fnSiteID + 2]uint32
+	var seen [fnEnd]bool
+	var values [fnEnd]uint32
 	for _, c := range cs {
 		if c.admin != as || c.fn == 0 || c.fn >= uint32(len(values)) {
 			continue
@@ -208,6 +232,17 @@ func parsePath(as, id uint32, nextHop netip.Addr, cs []large) (path, error) {
 		binary.BigEndian.PutUint32(p.xtr[4*i:], values[fnXTRID+i])
 	}
 	p.site = lisp.SiteID(uint64(values[fnSiteID])<<32 | uint64(values[fnSiteID+1]))
+	if slices.Contains(seen[fnInside:], true) {
+		if p.set.count() > 0 || slices.Contains(seen[fnInside:], false) {
+			return path{}, errNoService
+		}
+		var a [16]byte
+		for i := range 4 {
+			binary.BigEndian.PutUint32(a[4*i:], values[fnInside+i])
+		}
+		p.loc, p.inside, p.action = lisp.Locator{}, netip.AddrFrom16(a), lisp.ActDrop
+		return p, nil
+	}
 	if p.set.count() == 0 {
 		p.loc = lisp.Locator{}
 		p.action = lisp.Action(values[fnAction])
@@ -221,6 +256,15 @@ func parsePath(as, id uint32, nextHop netip.Addr, cs []large) (path, error) {
 	p.loc.Priority, p.loc.Weight = uint8(values[fnPriority]), uint8(values[fnWeight])
 	p.loc.Reachable = values[fnFlags]&flagUnreachable == 0
 	return p, nil
+}
+
+// fits says what is wrong with p as a path of eid.
+func (p path) fits(eid lisp.EID) error {
+	if !p.inside.IsValid() {
+		return nil
+	}
+	_, err := lisp.ServiceInside(eid, p.inside)
+	return err
 }
 
 // localPref makes a reader that knows only BGP prefer what LISP prefers.

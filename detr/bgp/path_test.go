@@ -42,6 +42,18 @@ func TestCommunities(t *testing.T) {
 	if d := cmp.Diff(want, got, equal); d != "" {
 		t.Errorf("communities (-want +got):\n%s", d)
 	}
+	ps = split(service("203.0.113.16/28", "2001:db8:e1d::100/124", 9))
+	if len(ps) != 1 || ps[0].loc.RLOC.IsValid() {
+		t.Fatalf("a service is %+v", ps)
+	}
+	want = []large{
+		{64512, 1, 9}, {64512, 2, uint32(ps[0].set)}, {64512, 5, uint32(lisp.TTLLocal)}, {64512, 6, 0}, {64512, 7, 3},
+		{64512, 14, 0x20010db8}, {64512, 15, 0x0e1d0000}, {64512, 16, 0}, {64512, 17, 0x100},
+	}
+	if d := cmp.Diff(want, ps[0].communities(64512), equal); d != "" || ps[0].set.count() != 0 {
+		t.Errorf("a service's communities (-want +got):\n%s", d)
+	}
+	ps = split(m)
 	if ps[0].set>>24 != 1 {
 		t.Errorf("set %#x does not count 1 locator", uint32(ps[0].set))
 	}
@@ -69,6 +81,12 @@ func TestSplitJoin(t *testing.T) {
 		{"TTL local", lisp.Mapping{EID: eid("10.0.0.0/8"), TTL: lisp.TTLLocal, Locators: []lisp.Locator{four}}, nil, []uint32{254}},
 		{"no locators", lisp.Mapping{EID: eid("10.0.0.0/8"), TTL: 1, Version: 2, Action: lisp.ActDropPolicyDenied, XTRID: lisp.XTRID{1}},
 			nil, []uint32{0}},
+		{"a service", service("198.51.100.10/32", "2001:db8:e1d::a/128", 5), nil, []uint32{0}},
+		{"a service of a prefix", service("203.0.113.16/28", "2001:db8:e1d::100/124", 4095), nil, []uint32{0}},
+		{"an IPv6 service", service("2001:db8:5e::a/128", "2001:db8:e1d::a/128", 1), nil, []uint32{0}},
+		{"a service by NPTv6", service("2001:db8:5e::/48", "2001:db8:e1d::/48", 1), nil, []uint32{0}},
+		{"a service has no locators", with(service("198.51.100.10/32", "2001:db8:e1d::a/128", 5), four),
+			func(m *lisp.Mapping) { m.Locators = nil }, []uint32{0}},
 		{"LCAF and multicast do not travel", lisp.Mapping{
 			EID: eid("10.0.0.0/8"), TTL: 1, Version: 2,
 			Locators: []lisp.Locator{
@@ -114,6 +132,12 @@ func TestSplitJoin(t *testing.T) {
 	}
 }
 
+func service(outside, inside string, v lisp.Version) lisp.Mapping {
+	return lisp.NewService(netip.MustParsePrefix(outside), netip.MustParsePrefix(inside), v)
+}
+
+func with(m lisp.Mapping, ls ...lisp.Locator) lisp.Mapping { m.Locators = ls; return m }
+
 // overTheWire does to a path what a protocol buffer does.
 func overTheWire(t testing.TB, p *api.Path) *api.Path {
 	t.Helper()
@@ -144,6 +168,8 @@ func TestSetTellsMappingsApart(t *testing.T) {
 		"authoritative": func(m *lisp.Mapping) { m.Authoritative = false },
 		"negative":      func(m *lisp.Mapping) { m.Locators, m.Action = nil, lisp.ActDrop },
 		"other action":  func(m *lisp.Mapping) { m.Locators, m.Action = nil, lisp.ActNativelyForward },
+		"service":       func(m *lisp.Mapping) { *m = service("198.51.100.10/32", "2001:db8:e1d::a/128", 1) },
+		"other service": func(m *lisp.Mapping) { *m = service("198.51.100.10/32", "2001:db8:e1d::b/128", 1) },
 	} {
 		m := base
 		m.Locators = slices.Clone(base.Locators)
@@ -170,7 +196,7 @@ func TestParsePath(t *testing.T) {
 		{"a route of another speaker", "192.0.2.1", nil, ok, ""},
 		{"mapped next hop", "::ffff:192.0.2.1", nil, ok, ""},
 		{"other administrator", "192.0.2.1", []large{{64513, 1, 9}, {0, 1, 9}}, ok, ""},
-		{"unknown functions", "192.0.2.1", []large{{as, 0, 1}, {as, 14, 1}, {as, 1 << 31, 1}}, ok, ""},
+		{"unknown functions", "192.0.2.1", []large{{as, 0, 1}, {as, 18, 1}, {as, 1 << 31, 1}}, ok, ""},
 		{"twice the same", "192.0.2.1", []large{{as, 1, 9}, {as, 1, 9}}, with(func(p *path) { p.version = 9 }), ""},
 		{"any order", "192.0.2.1", []large{{as, 11, 1}, {as, 8, 2}, {as, 1, 9}}, with(func(p *path) {
 			p.version, p.xtr = 9, lisp.XTRID{3: 2, 15: 1}
@@ -182,6 +208,15 @@ func TestParsePath(t *testing.T) {
 		{"priority", "192.0.2.1", []large{{as, 3, 256}}, path{}, "256 is above 255"},
 		{"weight", "192.0.2.1", []large{{as, 4, 256}}, path{}, "256 is above 255"},
 		{"action", "192.0.2.1", []large{{as, 7, 8}}, path{}, "8 is above 7"},
+		{"service", "192.0.2.1", []large{{as, 2, 0}, {as, 14, 0x20010db8}, {as, 15, 0x0e1d0000}, {as, 17, 0xa}, {as, 16, 0}, {as, 1, 9}},
+			path{id: 5, version: 9, ttl: 1440, action: lisp.ActDrop, inside: addr("2001:db8:e1d::a")}, ""},
+		{"service needs no next hop", "", []large{{as, 2, 7}, {as, 7, 1}, {as, 14, 1}, {as, 15, 2}, {as, 16, 3}, {as, 17, 4}},
+			path{id: 5, set: 7, ttl: 1440, action: lisp.ActDrop, inside: addr("0:1:0:2:0:3:0:4")}, ""},
+		{"half a service", "192.0.2.1", []large{{as, 2, 0}, {as, 14, 1}, {as, 15, 2}, {as, 16, 3}}, path{}, "all four"},
+		{"service with a locator", "192.0.2.1", []large{{as, 2, 1 << 24}, {as, 14, 1}, {as, 15, 2}, {as, 16, 3}, {as, 17, 4}}, path{}, "no locators"},
+		{"service without a set", "192.0.2.1", []large{{as, 14, 1}, {as, 15, 2}, {as, 16, 3}, {as, 17, 4}}, path{}, "no locators"},
+		{"two services", "192.0.2.1", []large{{as, 2, 0}, {as, 14, 1}, {as, 15, 2}, {as, 16, 3}, {as, 17, 4}, {as, 17, 5}}, path{}, "both 4 and 5"},
+		{"somebody else's service", "192.0.2.1", []large{{64513, 14, 1}, {64513, 15, 2}, {64513, 16, 3}, {64513, 17, 4}}, ok, ""},
 		{"no next hop", "", nil, path{}, "next hop"},
 		{"unspecified next hop", "::", nil, path{}, "next hop"},
 		{"multicast next hop", "224.0.0.1", nil, path{}, "next hop"},
@@ -200,6 +235,35 @@ func TestParsePath(t *testing.T) {
 				t.Errorf("-want +got:\n%s", d)
 			}
 		})
+	}
+}
+
+// TestFits: what is a service by its communities must be one by its NLRI, too.
+func TestFits(t *testing.T) {
+	for _, c := range []struct {
+		eid, inside string
+		ok          bool
+	}{
+		{"198.51.100.10/32", "2001:db8:e1d::a", true},
+		{"203.0.113.16/28", "2001:db8:e1d::100", true},
+		{"2001:db8:5e::/48", "2001:db8:e1d::", true},
+		{"203.0.113.16/28", "2001:db8:e1d::a", false},
+		{"2001:db8:5e::/48", "2001:db8:e1d:1::", false},
+		{"[7]198.51.100.10/32", "2001:db8:e1d::a", false},
+		{"198.51.100.10/32", "::ffff:192.0.2.1", false},
+		{"198.51.100.10/32", "ff02::1", false},
+		{"2001:db8:e1d::a/128", "2001:db8:e1d::a", false},
+	} {
+		p := path{inside: addr(c.inside), action: lisp.ActDrop}
+		if err := p.fits(eid(c.eid)); (err == nil) != c.ok {
+			t.Errorf("%s in %s: %v", c.inside, c.eid, err)
+		}
+		if m := join(eid(c.eid), []path{p}); m.IsService() != c.ok || !m.Negative() || m.Action != lisp.ActDrop {
+			t.Errorf("%s in %s: joins to %+v", c.inside, c.eid, m)
+		}
+	}
+	if err := (path{}).fits(eid("[7]198.51.100.10/32")); err != nil {
+		t.Errorf("no service: %v", err)
 	}
 }
 
@@ -238,6 +302,7 @@ func FuzzParsePath(f *testing.F) {
 	for _, m := range []lisp.Mapping{
 		mapping("198.51.100.10/32", 1, 1, loc("100.64.1.2"), loc("2001:db8:100:3::2")),
 		{EID: eid("2001:db8::/32"), TTL: 5, Action: lisp.ActNativelyForward, SiteID: 1 << 63},
+		service("198.51.100.10/32", "2001:db8:e1d::a/128", 5),
 	} {
 		for _, p := range split(m) {
 			f.Add(p.loc.RLOC.AsSlice(), communityBytes(p.communities(64512)))
@@ -261,8 +326,14 @@ func FuzzParsePath(f *testing.F) {
 		if again != p {
 			t.Fatalf("%+v became %+v", p, again)
 		}
-		if m := join(eid("10.0.0.0/8"), []path{p}); m.Negative() != (p.set.count() == 0) {
-			t.Fatalf("%+v joins to %+v", p, m)
+		for _, e := range []lisp.EID{eid("10.0.0.0/8"), eid("198.51.100.10/32"), eid("2001:db8:5e::/48")} {
+			m := join(e, []path{p})
+			if m.Negative() != (p.set.count() == 0) || p.fits(e) == nil && m.IsService() != p.inside.IsValid() {
+				t.Fatalf("%+v joins to %+v", p, m)
+			}
+			if m.IsService() && lisp.CheckService(m.EID, m.Inside) != nil {
+				t.Fatalf("%+v joins to %+v", p, m)
+			}
 		}
 	})
 }
