@@ -16,8 +16,9 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// Roles are the daemons that have a configuration file, in the order in which help prints them.
-var Roles = []string{"xtr", "mapserver", "detr", "controller", "router"}
+// Roles are what a configuration file may be for, in the order in which help prints them: the daemons, and
+// offline runs of map646.
+var Roles = []string{"xtr", "mapserver", "detr", "controller", "router", "map646"}
 
 // Common is what every role's file has.
 type Common struct {
@@ -60,7 +61,7 @@ func require[T any](p *problems, s scalar[T], key string, parent *token.Token) {
 }
 
 // Load reads and checks one file. Errors name the file, the line and the column. The result is one of
-// *XTR, *MapServer, *DETR, *Controller, *Router.
+// *XTR, *MapServer, *DETR, *Controller, *Router, *Map646.
 func Load(path string) (any, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -128,6 +129,8 @@ func newRaw(role string) raw {
 		return &rawController{}
 	case "router":
 		return &rawRouter{}
+	case "map646":
+		return &rawMap646{}
 	}
 	return nil
 }

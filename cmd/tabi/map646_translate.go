@@ -1,0 +1,372 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/tabi-lisp/tabi/cmd/internal/capture"
+	"github.com/tabi-lisp/tabi/cmd/internal/config"
+	"github.com/tabi-lisp/tabi/xtr/map646"
+)
+
+type translateOptions struct {
+	config  string
+	link    string
+	hops    bool
+	replies bool
+	verbose bool
+	json    bool
+}
+
+func newMap646TranslateCommand() *cobra.Command {
+	var o translateOptions
+	c := &cobra.Command{
+		Use:   "translate --config FILE < IN.pcap > OUT.pcap",
+		Short: "Run the packets of a capture through map646",
+		Long: `Reads a capture (pcap or pcapng, of Ethernet, Linux cooked or raw IP) from standard input, translates each
+packet as a D-ETR would, and writes what comes out as pcap to standard output, with the same time stamps: the
+translated packets, and the ICMP errors for the senders of those that are not translated. Frames without an IP
+packet, and packets that no mapping speaks of, do not come out. Standard error says how many packets met which
+end, and why.
+
+FILE says what is translated: "tabi config example map646" prints one to start from.`,
+		Example: `  tabi config example map646 > map646.yaml
+  tabi map646 translate --config map646.yaml < in.pcap > out.pcap
+  tcpdump -w - -c 100 | tabi map646 translate --config map646.yaml -v | tshark -r -`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := translateCapture(o, cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
+				return fmt.Errorf("map646 translate: %w", err)
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.config, "config", "", "what is translated (required)")
+	f.StringVar(&o.link, "link", "raw", "what comes out: raw (IP packets), or input (frames like those that came in)")
+	f.BoolVar(&o.hops, "hops", true, "decrement TTL or hop limit, as the D-ETR's forwarding does")
+	f.BoolVar(&o.replies, "replies", true, "write the ICMP errors for senders, too")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "say of each packet what became of it, and why")
+	f.BoolVar(&o.json, "json", false, "say it in JSON")
+	c.MarkFlagRequired("config")
+	c.MarkFlagFilename("config", "yaml", "conf")
+	c.RegisterFlagCompletionFunc("link", cobra.FixedCompletions([]string{"raw", "input"}, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+// translateCapture reads in, writes out, and says on say what became of what.
+func translateCapture(o translateOptions, in io.Reader, out, say io.Writer) error {
+	if o.link != "raw" && o.link != "input" {
+		return fmt.Errorf("--link %q: want raw or input", o.link)
+	}
+	c, err := loadMap646(o.config)
+	if err != nil {
+		return err
+	}
+	if isTerminal(in) {
+		return errors.New("standard input is a terminal: a capture is read from there")
+	}
+	if isTerminal(out) {
+		return errors.New("standard output is a terminal: a capture is written there")
+	}
+	w, err := newOfflineRun(o, c)
+	if err != nil {
+		return err
+	}
+	w.say = bufio.NewWriter(say)
+	buffered := bufio.NewWriter(out)
+	err = w.run(in, buffered)
+	return errors.Join(err, buffered.Flush(), w.say.Flush())
+}
+
+// loadMap646 reads what is translated.
+func loadMap646(path string) (*config.Map646, error) {
+	return config.LoadAs[config.Map646](path)
+}
+
+func isTerminal(v any) bool {
+	f, ok := v.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// offlineRun is one capture on its way through map646.
+type offlineRun struct {
+	o      translateOptions
+	mtu4   int
+	mtu6   int
+	t      *map646.Translator
+	whole  *map646.Reassembler
+	say    *bufio.Writer
+	total  offlineTotal
+	counts map[string]int
+}
+
+// offlineTotal is the summary.
+type offlineTotal struct {
+	Packets    int             `json:"packets"`    // read
+	Written    int             `json:"written"`    // replies included
+	Replies    int             `json:"replies"`    // ICMP errors to senders that were written
+	Incomplete int             `json:"incomplete"` // fragmented ICMP packets of which fragments are missing
+	Reasons    []offlineReason `json:"reasons"`
+}
+
+type offlineReason struct {
+	Reason  string `json:"reason"`
+	Packets int    `json:"packets"`
+	Why     string `json:"why"`
+}
+
+// offlinePacket is what became of one packet.
+type offlinePacket struct {
+	Packet int       `json:"packet"` // number in the capture, from 1
+	Time   time.Time `json:"time"`
+	Flow   string    `json:"flow,omitempty"`
+	Reason string    `json:"reason"`
+	Why    string    `json:"why"`
+	By     []string  `json:"by,omitempty"`     // services and mappings that it was translated by
+	Became []string  `json:"became,omitempty"` // the flows of what came out
+	Reply  string    `json:"reply,omitempty"`  // the flow of the ICMP error
+
+	packets [][]byte
+	reply   []byte
+}
+
+func newOfflineRun(o translateOptions, c *config.Map646) (*offlineRun, error) {
+	t, err := map646.New(c.Translator)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.config, err)
+	}
+	if err := t.SetServices(context.Background(), c.Services...); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.config, err)
+	}
+	return &offlineRun{o: o, mtu4: c.MTU4, mtu6: c.MTU6, t: t, whole: map646.NewReassembler(map646.ReassemblerConfig{}), counts: make(map[string]int)}, nil
+}
+
+func (w *offlineRun) run(in io.Reader, out io.Writer) error {
+	r, err := capture.NewReader(in)
+	if err != nil {
+		return err
+	}
+	var to *capture.Writer
+	link := capture.LinkRaw
+	for {
+		p, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return errors.Join(err, w.finish())
+		}
+		if !p.Link.Known() {
+			return fmt.Errorf("packet %d: frames of link type %d are not known: want Ethernet, Linux cooked or raw IP", p.Number, uint16(p.Link))
+		}
+		if to == nil {
+			if w.o.link == "input" {
+				link = p.Link.Out()
+			}
+			if to, err = capture.NewWriter(out, link, r.Nanos()); err != nil {
+				return err
+			}
+		}
+		if w.o.link == "input" && p.Link.Out() != link {
+			return fmt.Errorf("packet %d: is of link type %v, those before are of %v: one file holds one: use --link raw", p.Number, p.Link, link)
+		}
+		if err := w.packet(p, to); err != nil {
+			return err
+		}
+	}
+	if to == nil {
+		if _, err := capture.NewWriter(out, link, r.Nanos()); err != nil {
+			return err
+		}
+	}
+	return w.finish()
+}
+
+// packet translates one packet of the capture and writes what comes out.
+func (w *offlineRun) packet(p capture.Packet, to *capture.Writer) error {
+	w.total.Packets++
+	res := offlinePacket{Packet: p.Number, Time: p.Time}
+	head, ip, ok := p.Link.Split(p.Data)
+	switch {
+	case !ok:
+		res.Reason = reasonNotIP
+	case len(p.Data) < p.Length && cutShort(ip):
+		res.Reason = reasonCutShort
+	default:
+		w.translate(ip, p.Time, &res)
+	}
+	if f, is := map646.FlowOf(ip); ok && is {
+		res.Flow = f.String()
+	}
+	if !w.o.replies {
+		res.reply, res.Reply = nil, ""
+	}
+	w.counts[res.Reason]++
+	res.Why = whyNot[res.Reason]
+	all := res.packets
+	if res.reply != nil {
+		all = append(all, res.reply)
+		w.total.Replies++
+	}
+	if w.o.link != "input" {
+		head = nil
+	}
+	for _, b := range all {
+		if err := to.Write(p.Time, p.Link.Join(nil, head, b)); err != nil {
+			return err
+		}
+		w.total.Written++
+	}
+	if w.o.verbose {
+		return w.tell(&res)
+	}
+	return nil
+}
+
+// cutShort reports whether the capture has less of an IP packet than its header says.
+func cutShort(ip []byte) bool {
+	switch {
+	case ip[0]>>4 == 4 && len(ip) >= 20:
+		return int(ip[2])<<8|int(ip[3]) > len(ip)
+	case ip[0]>>4 == 6 && len(ip) >= 40:
+		return 40+int(ip[4])<<8+int(ip[5]) > len(ip)
+	}
+	return true
+}
+
+// translate translates an IP packet that was captured at a time.
+func (w *offlineRun) translate(ip []byte, at time.Time, res *offlinePacket) {
+	r := w.once(ip, 0)
+	if r.Reason == map646.DropICMPFragment {
+		whole, ok := w.whole.Take(ip, at)
+		if !ok {
+			res.Reason = reasonFragment
+			return
+		}
+		r = w.once(whole.Packet, whole.Largest)
+	}
+	res.Reason = r.Reason.String()
+	res.packets, res.reply = r.Packets, r.Reply
+	for _, by := range []netip.Prefix{r.In, r.Out} {
+		if by.IsValid() {
+			res.By = append(res.By, bareHost(by))
+		}
+	}
+	for _, b := range r.Packets {
+		if f, ok := map646.FlowOf(b); ok {
+			res.Became = append(res.Became, fmt.Sprintf("%v, %d bytes", f, len(b)))
+		}
+	}
+	if f, ok := map646.FlowOf(r.Reply); ok {
+		res.Reply = fmt.Sprintf("%v, ICMP type %d code %d", f, icmpByte(r.Reply, 0), icmpByte(r.Reply, 1))
+	}
+}
+
+// once translates a packet with the MTU of the family that it is translated to, which is known only when it has been.
+func (w *offlineRun) once(ip []byte, largest int) map646.Result {
+	o := map646.Options{Hop: w.o.hops, Largest: largest, BackMTU: w.mtu4}
+	if ip[0]>>4 == 6 {
+		o.BackMTU = w.mtu6
+	}
+	r := w.t.Translate(ip, o)
+	switch r.Reason {
+	case map646.Translated64:
+		o.MTU = w.mtu4
+	case map646.Translated46, map646.Translated66, map646.Hairpinned:
+		o.MTU = w.mtu6
+	}
+	if o.MTU == 0 {
+		return r
+	}
+	return w.t.Translate(ip, o)
+}
+
+// icmpByte is a byte of an ICMP message of the translator's, which has no options or extension headers before it.
+func icmpByte(b []byte, at int) byte {
+	if b[0]>>4 == 4 {
+		return b[20+at]
+	}
+	return b[40+at]
+}
+
+func bareHost(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+// tell says what became of a packet.
+func (w *offlineRun) tell(p *offlinePacket) error {
+	if w.o.json {
+		b, err := json.Marshal(p)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(w.say, "%s\n", b)
+		return err
+	}
+	line := fmt.Sprintf("%d  %s", p.Packet, p.Reason)
+	if p.Flow != "" {
+		line += ": " + p.Flow
+	}
+	for _, b := range p.Became {
+		line += "; became " + b
+	}
+	if len(p.By) > 0 {
+		line += " (by " + strings.Join(p.By, ", ") + ")"
+	}
+	if len(p.Became) == 0 {
+		line += "; " + p.Why
+	}
+	if p.Reply != "" {
+		line += "; the sender is told: " + p.Reply
+	}
+	_, err := fmt.Fprintln(w.say, line)
+	return err
+}
+
+// finish says how many packets met which end.
+func (w *offlineRun) finish() error {
+	w.total.Incomplete, _ = w.whole.Held()
+	c := w.whole.Counters()
+	w.total.Incomplete += int(c.Expired + c.Evicted)
+	w.total.Reasons = []offlineReason{}
+	for _, name := range reasonOrder() {
+		if n := w.counts[name]; n > 0 {
+			w.total.Reasons = append(w.total.Reasons, offlineReason{name, n, whyNot[name]})
+		}
+	}
+	if w.o.json {
+		return printJSON(w.say, w.total)
+	}
+	fmt.Fprintf(w.say, "%d packets read, %d written, %d of them ICMP errors for senders\n", w.total.Packets, w.total.Written, w.total.Replies)
+	tw := tabwriter.NewWriter(w.say, 2, 8, 2, ' ', 0)
+	for _, r := range w.total.Reasons {
+		fmt.Fprintf(tw, "  %d\t%s\t%s\n", r.Packets, r.Reason, r.Why)
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	if w.total.Incomplete > 0 {
+		fmt.Fprintf(w.say, "%d fragmented ICMP packets were never complete\n", w.total.Incomplete)
+	}
+	return nil
+}
