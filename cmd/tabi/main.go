@@ -62,7 +62,7 @@ See it work, on this machine, in its own network namespaces:   sudo tabi demo`,
 	}
 	add("try", newDemoCommand(), newBenchCommand())
 	add("look", newShowCommand(), newExplainCommand(), newLigCommand(), newDoctorCommand(), newConfigCommand(), newMap646Command())
-	add("move", newMigrateCommand(), newMigrationCommand(), newMoveCommand(), newSiteCommand(), newHypervisorCommand(), newVMCommand())
+	add("move", newMigrateCommand(), newMigrationCommand(), newMoveCommand(), newSiteCommand(), newHypervisorCommand(), newVMCommand(), newServiceCommand())
 	add("hook", newHookCommand())
 	add("daemon", newXTRCommand(), newMapServerCommand(), newDETRCommand(), newControllerCommand(), newRouterCommand())
 	return root
