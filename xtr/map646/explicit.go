@@ -35,8 +35,9 @@ func (r Rule) String() string { return r.V4.String() + " <-> " + r.V6.String() }
 type entry struct {
 	outside, inside netip.Prefix
 	kind            fib.ServiceKind
-	remote          bool // Rule.Remote
-	npt             npt  // of kind ServiceNPTv6
+	remote          bool   // Rule.Remote
+	npt             npt    // of kind ServiceNPTv6
+	under           *entry // the service with the same Inside, if any, that was set before it; writers only
 }
 
 // to6 translates an IPv4 address that outside contains (RFC 7757 section 3.3.1, steps 3 to 6).
@@ -89,16 +90,17 @@ const (
 type tables struct {
 	lookup mapcache.Table[*entry]
 	rules  []*entry
+	remote bool                    // a rule is Remote
 	byOut  map[netip.Prefix]*entry // the services
-	// holders are the services that have the same Inside within a family, if more than one; the last one set is last.
-	holders map[lisp.EID][]*entry
+	byIn   map[lisp.EID]*entry     // and by their key of the inside: the one that was set last
 }
 
 func (t *tables) init(rules []Rule) {
 	t.byOut = make(map[netip.Prefix]*entry)
-	t.holders = make(map[lisp.EID][]*entry)
+	t.byIn = make(map[lisp.EID]*entry)
 	for _, r := range rules {
 		t.rules = append(t.rules, &entry{outside: r.V4, inside: r.V6, kind: fib.ServiceIPv4, remote: r.Remote})
+		t.remote = t.remote || r.Remote
 	}
 	t.lookup.Replace(t.all())
 }
@@ -111,7 +113,7 @@ func (e *entry) keys() (out, in lisp.EID) {
 	return lisp.EID{IID: outside6, Prefix: e.outside}, lisp.EID{IID: inside6, Prefix: e.inside}
 }
 
-// all yields what the look-up consists of; of equal keys the last one counts, so services go before rules.
+// all yields what the look-up consists of; of equal keys the last one counts, which is a service's.
 func (t *tables) all() iter.Seq2[lisp.EID, *entry] {
 	return func(yield func(lisp.EID, *entry) bool) {
 		for _, e := range t.rules {
@@ -121,20 +123,16 @@ func (t *tables) all() iter.Seq2[lisp.EID, *entry] {
 			}
 		}
 		for _, e := range t.byOut {
-			out, in := e.keys()
-			if !yield(out, e) || !yield(in, t.holder(in, e)) {
+			if out, _ := e.keys(); !yield(out, e) {
+				return
+			}
+		}
+		for in, e := range t.byIn {
+			if !yield(in, e) {
 				return
 			}
 		}
 	}
-}
-
-// holder is the mapping that counts for an Inside that e has.
-func (t *tables) holder(in lisp.EID, e *entry) *entry {
-	if h := t.holders[in]; len(h) > 0 {
-		return h[len(h)-1]
-	}
-	return e
 }
 
 // many is from how many services on it is cheaper to build the table again than to insert one by one.
@@ -153,7 +151,8 @@ func (t *tables) set(services []fib.Service) {
 		}
 		t.byOut[s.Outside] = e
 		out, in := e.keys()
-		t.hold(in, e)
+		e.under = t.byIn[in]
+		t.byIn[in] = e
 		if !whole {
 			// The new Inside first: an answer of the VM is never without its service.
 			t.lookup.Insert(in, e)
@@ -179,35 +178,31 @@ func (t *tables) del(outside netip.Prefix) {
 	t.release(e, true)
 }
 
-// hold records that e has the Inside in.
-func (t *tables) hold(in lisp.EID, e *entry) {
-	h := t.holders[in]
-	if h == nil {
-		if first, ok := t.lookup.Get(in); ok && t.byOut[first.outside] == first {
-			h = []*entry{first}
-		}
-	}
-	t.holders[in] = append(h, e)
-}
-
-// release takes back what hold recorded, and with now in the look-up too.
+// release takes the Inside from a service that no longer has it, and with now from the look-up too.
 func (t *tables) release(e *entry, now bool) {
 	_, in := e.keys()
-	h := slices.DeleteFunc(t.holders[in], func(o *entry) bool { return o == e })
-	if len(h) == 0 {
-		delete(t.holders, in)
-	} else {
-		t.holders[in] = h
+	top := t.byIn[in]
+	switch {
+	case top == e && e.under == nil:
+		delete(t.byIn, in)
+	case top == e:
+		t.byIn[in] = e.under
+	default:
+		for o := top; o != nil; o = o.under {
+			if o.under == e {
+				o.under = e.under
+			}
+		}
 	}
 	if now {
 		t.restore(in)
 	}
 }
 
-// restore makes the look-up of a key what is left for it.
+// restore makes the look-up of a key what is left for it: another service with that Inside, or a rule.
 func (t *tables) restore(key lisp.EID) {
-	if h := t.holders[key]; len(h) > 0 {
-		t.lookup.Insert(key, h[len(h)-1])
+	if e := t.byIn[key]; e != nil {
+		t.lookup.Insert(key, e)
 		return
 	}
 	for _, e := range t.rules {
