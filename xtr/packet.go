@@ -142,7 +142,7 @@ func (x *XTR) ack(m *lisp.MapNotify, from netip.AddrPort, key lisp.Key) {
 // replied takes a Map-Reply (RFC 9301 section 5.4).
 func (x *XTR) replied(m *lisp.MapReply, now time.Time) {
 	if m.Probe {
-		x.count("probe-reply-unasked")
+		x.probeReply(m, now)
 		return
 	}
 	if !x.res.reply(m.Nonce, m.Records, now) {

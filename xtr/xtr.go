@@ -84,6 +84,7 @@ type XTR struct {
 	reg       *registrar
 	res       *resolver
 	smr       *smr
+	probe     *prober
 	loc       *locals
 	early     early                  // frames of interfaces that are not served yet
 	active    map[lisp.EID]*handover // those that have not ended, by EID
@@ -121,6 +122,7 @@ func New(cfg Config, ep Endpoint, dp DataPlane, sp SlowPath, ports Ports, log *s
 		ended:     make(chan struct{}),
 		ctx:       context.Background(),
 		smr:       newSMR(),
+		probe:     newProber(randomNonce),
 		loc:       newLocals(),
 		active:    map[lisp.EID]*handover{},
 		handovers: map[string]*handover{},
@@ -225,6 +227,7 @@ func (x *XTR) next() time.Time {
 	t := earlier(x.reg.next(), x.res.next())
 	t = earlier(t, x.retry)
 	t = earlier(t, x.saver.nextDue())
+	t = earlier(t, x.nextProbe())
 	for _, h := range x.open {
 		t = earlier(t, h.next())
 	}
@@ -245,6 +248,7 @@ func (x *XTR) turn(now time.Time) {
 	}
 	x.resolved(now)
 	x.tickLocals(now)
+	x.tickProbes(now)
 	if !x.retry.IsZero() && !x.retry.After(now) {
 		x.retry = time.Time{}
 		var eids []lisp.EID

@@ -1,0 +1,242 @@
+package xtr
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/tabi-lisp/tabi/lisp"
+)
+
+// rlocStater is what a DataPlane may do besides: take an RLOC out of all mappings, or put it back. Without it RLOCs are
+// not probed.
+type rlocStater interface {
+	RLOCState(a netip.Addr, up bool) error
+}
+
+// How RLOCs are probed.
+const (
+	probeInterval = time.Second
+	// probeAgain is after how long a probe counts as unanswered, and is made again; after probeMisses in a row the RLOC is
+	// taken for dead: that is 2.5 s after it died, at most.
+	probeAgain  = 500 * time.Millisecond
+	probeMisses = 3
+	// probeCollect is the time between two looks for RLOCs that are worth a probe.
+	probeCollect = 10 * time.Second
+	// probeMax bounds how many are probed.
+	probeMax = 256
+)
+
+// prober finds out by RLOC-probing (RFC 9301 section 7.1) which of several RLOCs of one mapping are dead: the D-ETRs,
+// above all, to which VMs send what goes to the Internet. Where there is only one there is no choice, and nothing to
+// find out.
+//
+// One that never answered is left alone: not everybody answers probes. Nor is the last one of a mapping taken away:
+// when nobody answers it may well be us.
+type prober struct {
+	nonce   func() uint64
+	collect time.Time // when to look for targets again
+	groups  [][]netip.Addr
+	targets map[netip.Addr]*probed
+}
+
+// probed is an RLOC that is probed.
+type probed struct {
+	eid      lisp.EID // that is asked for
+	nonce    uint64   // of the probe that is out, 0 = none
+	due      time.Time
+	misses   int  // probes in a row without answer
+	answered bool // it has answered once
+	down     bool
+}
+
+// probeGroup is locators among which there is a choice, and an EID that who is there knows.
+type probeGroup struct {
+	eid   lisp.EID
+	rlocs []netip.Addr
+}
+
+// probeSend is a probe to send; probeChange an RLOC that is up or down from now on.
+type probeSend struct {
+	to    netip.Addr
+	nonce uint64
+	eid   lisp.EID
+}
+
+type probeChange struct {
+	rloc netip.Addr
+	up   bool
+}
+
+func newProber(nonce func() uint64) *prober {
+	return &prober{nonce: nonce, targets: map[netip.Addr]*probed{}}
+}
+
+// set says what there is to probe. What is not named any more is forgotten; if it was down it is up again, for whoever
+// names it next.
+func (p *prober) set(groups []probeGroup, now time.Time) (changes []probeChange) {
+	p.groups = nil
+	keep := map[netip.Addr]bool{}
+	for _, g := range groups {
+		if len(g.rlocs) < 2 {
+			continue
+		}
+		p.groups = append(p.groups, g.rlocs)
+		for _, a := range g.rlocs {
+			keep[a] = true
+			if p.targets[a] == nil && len(p.targets) < probeMax {
+				p.targets[a] = &probed{eid: g.eid, due: now}
+			}
+		}
+	}
+	for a, t := range p.targets {
+		if !keep[a] {
+			delete(p.targets, a)
+			if t.down {
+				changes = append(changes, probeChange{a, true})
+			}
+		}
+	}
+	return changes
+}
+
+// next is when tick has something to do; zero: never.
+func (p *prober) next() (t time.Time) {
+	for _, target := range p.targets {
+		t = earlier(t, target.due)
+	}
+	return t
+}
+
+// tick returns the probes that are due, and which RLOCs are dead now.
+func (p *prober) tick(now time.Time) (sends []probeSend, changes []probeChange) {
+	for a, t := range p.targets {
+		if t.due.After(now) {
+			continue
+		}
+		if t.nonce != 0 {
+			t.misses++
+		}
+		t.nonce = p.nonce()
+		if t.due = now.Add(probeAgain); t.misses > probeMisses || !t.answered {
+			t.due = now.Add(probeInterval)
+		}
+		sends = append(sends, probeSend{a, t.nonce, t.eid})
+	}
+	return sends, p.judge()
+}
+
+// reply takes the answer to a probe, whatever address of its sender it comes from: nobody else knows the nonce. It
+// reports false if that was not asked for.
+func (p *prober) reply(nonce uint64, now time.Time) (changes []probeChange, ok bool) {
+	for a, t := range p.targets {
+		if t.nonce == 0 || t.nonce != nonce {
+			continue
+		}
+		first := !t.answered
+		t.nonce, t.misses, t.answered, t.due = 0, 0, true, now.Add(probeInterval)
+		if first && !t.down {
+			changes = append(changes, probeChange{a, true}) // it may be down from before a restart
+		}
+		return append(changes, p.judge()...), true
+	}
+	return nil, false
+}
+
+// judge compares what RLOCs are with what they should be.
+func (p *prober) judge() (changes []probeChange) {
+	dead := func(a netip.Addr) bool {
+		t := p.targets[a]
+		return t != nil && t.answered && t.misses >= probeMisses
+	}
+	for a, t := range p.targets {
+		down := dead(a)
+		for _, g := range p.groups {
+			down = down && (!slices.Contains(g, a) || slices.ContainsFunc(g, func(o netip.Addr) bool { return !dead(o) }))
+		}
+		if down != t.down {
+			t.down = down
+			changes = append(changes, probeChange{a, !down})
+		}
+	}
+	return changes
+}
+
+// tickProbes does what is due of probing.
+func (x *XTR) tickProbes(now time.Time) {
+	dp, ok := x.dp.(rlocStater)
+	if !ok {
+		return
+	}
+	if !x.probe.collect.After(now) {
+		x.probe.collect = now.Add(probeCollect)
+		x.probedNow(dp, x.probe.set(x.probeGroups(), now), now)
+	}
+	sends, changes := x.probe.tick(now)
+	for _, s := range sends {
+		x.count("probes")
+		x.send(netip.AddrPortFrom(s.to, lisp.ControlPort), &lisp.MapRequest{
+			Probe: true, Nonce: s.nonce, ITRRLOCs: x.rlocs(), Records: []lisp.RequestRecord{{EID: s.eid}}})
+	}
+	x.probedNow(dp, changes, now)
+}
+
+// nextProbe is when tickProbes has something to do; zero: never.
+func (x *XTR) nextProbe() time.Time {
+	if _, ok := x.dp.(rlocStater); !ok {
+		return time.Time{}
+	}
+	return earlier(x.probe.next(), x.probe.collect)
+}
+
+// probeReply takes the answer to a probe.
+func (x *XTR) probeReply(m *lisp.MapReply, now time.Time) {
+	changes, ok := x.probe.reply(m.Nonce, now)
+	if !ok {
+		x.count("probe-reply-unasked")
+		return
+	}
+	x.count("probe-replies")
+	x.probedNow(x.dp.(rlocStater), changes, now) // who asked can be told
+}
+
+// probedNow tells the data plane which RLOCs are up and down.
+func (x *XTR) probedNow(dp rlocStater, changes []probeChange, now time.Time) {
+	for _, c := range changes {
+		if err := dp.RLOCState(c.rloc, c.up); err != nil {
+			x.count("dataplane-errors")
+			x.warn(now, "data plane: state of an RLOC", "rloc", c.rloc.String(), "err", err)
+		}
+		if !c.up {
+			x.count("rlocs-down")
+			x.log.Warn("an RLOC does not answer probes: what goes to it takes others", "rloc", c.rloc.String())
+		} else {
+			x.log.Debug("an RLOC answers probes", "rloc", c.rloc.String())
+		}
+	}
+}
+
+// probeGroups are the RLOCs among which there is a choice: our PETRs, and those of mappings with several.
+func (x *XTR) probeGroups() (out []probeGroup) {
+	add := func(e lisp.EID, ls []lisp.Locator) {
+		g := probeGroup{eid: e}
+		for _, l := range x.usable(ls) {
+			g.rlocs = append(g.rlocs, l.RLOC)
+		}
+		if len(g.rlocs) > 1 {
+			out = append(out, g)
+		}
+	}
+	if len(x.cfg.EIDPrefixes) > 0 { // D-ETRs answer for the cloud's EIDs
+		add(x.cfg.EIDPrefixes[0], x.cfg.PETRs)
+	}
+	for e, c := range x.res.cache.All() {
+		if len(out) == probeMax {
+			break
+		}
+		if len(c.Mapping.Locators) > 1 {
+			add(e, c.Mapping.Locators)
+		}
+	}
+	return out
+}

@@ -1,0 +1,150 @@
+package xtr
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tabi-lisp/tabi/lisp"
+)
+
+// probeLab is a prober over RLOCs of which some answer.
+type probeLab struct {
+	p      *prober
+	now    time.Time
+	silent map[netip.Addr]bool
+	down   map[netip.Addr]bool
+	last   uint64
+	sent   int
+}
+
+func newProbeLab(now time.Time, groups ...probeGroup) *probeLab {
+	l := &probeLab{now: now, silent: map[netip.Addr]bool{}, down: map[netip.Addr]bool{}}
+	l.p = newProber(func() uint64 { l.last++; return l.last })
+	l.p.set(groups, now)
+	return l
+}
+
+func (l *probeLab) note(changes []probeChange) {
+	for _, c := range changes {
+		if delete(l.down, c.rloc); !c.up {
+			l.down[c.rloc] = true
+		}
+	}
+}
+
+// run lets so much time pass.
+func (l *probeLab) run(d time.Duration) {
+	for end := l.now.Add(d); l.now.Before(end); l.now = l.now.Add(100 * time.Millisecond) {
+		sends, changes := l.p.tick(l.now)
+		l.note(changes)
+		l.sent += len(sends)
+		for _, s := range sends {
+			if !l.silent[s.to] {
+				changes, ok := l.p.reply(s.nonce, l.now)
+				if !ok {
+					panic("an answer is not taken")
+				}
+				l.note(changes)
+			}
+		}
+	}
+}
+
+func TestProber(t *testing.T) {
+	a, b, c, alone := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.9")
+	l := newProbeLab(epoch, probeGroup{testEID, []netip.Addr{a, b, c}}, probeGroup{testEID, []netip.Addr{alone}})
+	l.silent[c] = true
+	l.run(10 * time.Second)
+	if len(l.down) > 0 || l.sent < 30 || l.sent > 36 {
+		t.Fatalf("down %v, %d probes: two answer once a second, one never, and that is no news", l.down, l.sent)
+	}
+	// A dies: within three seconds, and not at once.
+	l.silent[a] = true
+	l.run(time.Second)
+	if l.down[a] {
+		t.Error("one missing answer is no death")
+	}
+	l.run(2 * time.Second)
+	if diff := cmp.Diff(map[netip.Addr]bool{a: true}, l.down); diff != "" {
+		t.Error(diff)
+	}
+	// It is still asked, and comes back.
+	l.silent[a] = false
+	l.run(1500 * time.Millisecond)
+	if len(l.down) > 0 {
+		t.Errorf("down: %v", l.down)
+	}
+	// Everybody is silent: that may be our own fault. C, which never answered, does not count as alive... nor as dead.
+	l.p.set([]probeGroup{{testEID, []netip.Addr{a, b}}}, l.now)
+	l.silent[a], l.silent[b] = true, true
+	l.run(5 * time.Second)
+	if len(l.down) > 0 {
+		t.Errorf("down: %v", l.down)
+	}
+	// One of them answers again: now the other one is dead.
+	l.silent[b] = false
+	l.run(2 * time.Second)
+	if diff := cmp.Diff(map[netip.Addr]bool{a: true}, l.down); diff != "" {
+		t.Error(diff)
+	}
+	// Nobody names it any more: it is given back.
+	l.note(l.p.set(nil, l.now))
+	if len(l.down) > 0 || len(l.p.targets) > 0 || !l.p.next().IsZero() {
+		t.Errorf("down %v, %d targets, next %v", l.down, len(l.p.targets), l.p.next())
+	}
+	if _, ok := l.p.reply(99, l.now); ok {
+		t.Error("an answer that nobody asked for is taken")
+	}
+}
+
+// An RLOC that answers for the first time is put up: the data plane may have it down from before a restart.
+func TestProberAfterRestart(t *testing.T) {
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	l := newProbeLab(epoch, probeGroup{testEID, []netip.Addr{a, b}})
+	l.down[a] = true
+	l.run(200 * time.Millisecond)
+	if len(l.down) > 0 {
+		t.Errorf("down: %v", l.down)
+	}
+}
+
+// What the engine has probed: its PETRs and what the map-cache has with several locators, never its own RLOCs.
+func TestProbeGroups(t *testing.T) {
+	inLab(t, func(l *lab) {
+		x := l.hosts[0].x
+		loc := func(a string) lisp.Locator {
+			return lisp.Locator{RLOC: netip.MustParseAddr(a), Priority: 1, Weight: 1, Reachable: true}
+		}
+		done := make(chan struct{})
+		x.in.put(func(time.Time) {
+			defer close(done)
+			x.cfg.PETRs = []lisp.Locator{loc("192.0.2.1"), loc("192.0.2.2")}
+			many := lisp.Mapping{EID: mustEID("2001:db8:64::/96"), TTL: 10, Locators: []lisp.Locator{loc("192.0.2.1"), loc("192.0.2.3"), loc(l.hosts[0].rloc.String())}}
+			one := lisp.Mapping{EID: mustEID("203.0.113.0/24"), TTL: 10, Locators: []lisp.Locator{loc("192.0.2.4")}}
+			for _, m := range []lisp.Mapping{many, one} {
+				x.res.cache.Insert(m.EID, &cacheEntry{Mapping: m})
+			}
+			var got []string
+			for _, g := range x.probeGroups() {
+				line := g.eid.String()
+				for _, a := range g.rlocs {
+					line += " " + a.String()
+				}
+				got = append(got, line)
+			}
+			slices.Sort(got)
+			want := []string{"198.51.100.0/24 192.0.2.1 192.0.2.2", "2001:db8:64::/96 192.0.2.1 192.0.2.3"}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+			for _, m := range []lisp.Mapping{many, one} {
+				x.res.cache.Delete(m.EID)
+			}
+		})
+		<-done
+	})
+}
