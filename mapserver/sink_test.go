@@ -88,7 +88,7 @@ func TestAQueueIsATransparentSink(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { q.run(ctx) })
 		t.Cleanup(func() { cancel(); wg.Wait() })
-		return sinktest.Subject{Sink: pushed{q}, Content: func(*testing.T) []lisp.Mapping { return m.sorted() }}
+		return sinktest.Subject{Sink: pushed{q}, Services: true, Content: func(*testing.T) []lisp.Mapping { return m.sorted() }}
 	})
 }
 

@@ -212,6 +212,77 @@ func TestFRRReadsMappings(t *testing.T) {
 	})
 }
 
+// TestFRRReflectsServices: services of two Map-Servers come through a FRR bgpd as route reflector, which
+// knows nothing of them, to a D-ETR that believes the newest; they stay when a Map-Server goes, and go when they
+// are withdrawn. Host mappings come along.
+func TestFRRReflectsServices(t *testing.T) {
+	side := func(self string, passive bool) Config {
+		return Config{
+			LocalAS: 64512, RouterID: addr(self), Listen: []netip.Addr{addr(self)}, HoldTime: 9 * time.Second, RestartTime: 30 * time.Second,
+			Peers: []Peer{{Addr: addr(frrOutside), AS: 64512, LocalAddr: addr(self), Passive: passive}},
+		}
+	}
+	one := must(NewPusher(side(msOutside, true), quiet()))(t)
+	two := must(NewPusher(side(msOutside2, true), quiet()))(t)
+	got := newRecorder()
+	f := must(NewFeed(FeedConfig{Config: side(detrOutside, true), Linger: 100 * time.Millisecond, SyncWait: 3 * time.Second}, got, quiet()))(t)
+	for _, r := range []func(context.Context) error{two.Run, f.Run} {
+		run(t, r)
+	}
+	stopOne := run(t, one.Run)
+
+	config, families := "", ""
+	for _, peer := range []string{msOutside, msOutside2, detrOutside} {
+		config += fmt.Sprintf(" neighbor %[1]s remote-as 64512\n neighbor %[1]s update-source %[2]s\n neighbor %[1]s timers connect 1\n"+
+			" neighbor %[1]s capability extended-nexthop\n", peer, frrOutside)
+	}
+	for _, af := range []string{"ipv4 unicast", "ipv6 unicast"} {
+		families += fmt.Sprintf(" address-family %s\n", af)
+		for _, peer := range []string{msOutside, msOutside2, detrOutside} {
+			families += fmt.Sprintf("  neighbor %[1]s activate\n  neighbor %[1]s route-reflector-client\n  neighbor %[1]s addpath-tx-all-paths\n", peer)
+		}
+		families += " exit-address-family\n"
+	}
+	router := startFRR(t, frrOutside, fmt.Sprintf("router bgp 64512\n bgp router-id %s\n bgp graceful-restart\n no bgp default ipv4-unicast\n%s%s",
+		frrOutside, config, families))
+
+	four, prefix := service("203.0.113.10/32", "2001:db8:e1d:1::10/128", 5), service("203.0.113.16/28", "2001:db8:e1d::100/124", 4095)
+	six, whole := service("2001:db8:5e::a/128", "2001:db8:e1d:1::10/128", 1), service("2001:db8:5f::/48", "2001:db8:e1d::/48", 7)
+	vm := mapping("2001:db8:e1d:1::10/128", 2, 1, loc("100.64.1.2"))
+	apply(t, one, full(four, prefix, six, whole, vm))
+	apply(t, two, full(service("203.0.113.10/32", "2001:db8:e1d:1::99/128", 4), prefix, vm))
+	for _, m := range []lisp.Mapping{four, prefix, six, whole, vm} {
+		eventually(t, 20*time.Second, fmt.Sprintf("%v came through", m.EID), got.believes(m))
+	}
+	ps := router.paths("ipv4 unicast", "203.0.113.10/32")
+	want := []string{"64512:1:5", fmt.Sprintf("64512:2:%d", uint32(split(four)[0].set)), "64512:5:4294967295", "64512:6:0", "64512:7:3",
+		"64512:14:536939960", "64512:15:236781569", "64512:16:0", "64512:17:16"}
+	if len(ps) != 2 || ps[0].Community != "no-export" || ps[0].LocalPref != 0 || !slices.ContainsFunc(ps, func(p frrPath) bool { return slices.Equal(p.Large, want) }) {
+		t.Errorf("FRR shows %+v, want the large communities %v", ps, want)
+	}
+
+	// The VM gets another EID; only the other Map-Server has heard of it.
+	moved := service("203.0.113.10/32", "2001:db8:e1d:1::11/128", 6)
+	apply(t, two, put(moved))
+	eventually(t, 10*time.Second, "the newest", got.believes(moved))
+	// The same Map-Server says the same version again, of another EID: the later counts.
+	moved.Inside = four.Inside
+	apply(t, two, put(moved))
+	eventually(t, 10*time.Second, "the latest", got.believes(moved))
+	for _, p := range []*Pusher{two, one} {
+		apply(t, p, lisp.Delta{Del: []lisp.EID{prefix.EID}})
+	}
+	eventually(t, 10*time.Second, "a service that is withdrawn", func() bool { _, ok := got.get(prefix.EID); return !ok })
+	// One goes, and may come back: FRR keeps what only that one had (RFC 4724).
+	stopOne()
+	stays(t, time.Second, "everything is there", func() bool {
+		return got.believes(moved)() && got.believes(six)() && got.believes(whole)() && got.believes(vm)()
+	})
+	if n := f.Counters()["bad-path"]; n != 0 {
+		t.Errorf("%d paths made no sense", n)
+	}
+}
+
 // TestFRRUpstream: a FRR bgpd as the D-ETR's upstream router has the aggregates and no host route, while
 // host mappings are in the feed of the same process; it loses the aggregates when they are withdrawn, and
 // when the D-ETR ends.

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	case os.Getenv(netnsEnv) != "":
-		if err := addresses("127.0.0.1", msOutside, detrOutside, frrOutside, msSix, detrSix); err != nil {
+		if err := addresses("127.0.0.1", msOutside, msOutside2, detrOutside, frrOutside, msSix, detrSix); err != nil {
 			fmt.Fprintln(os.Stderr, "main_test:", err)
 			os.Exit(1)
 		}
@@ -52,6 +52,7 @@ func TestMain(m *testing.M) {
 // Addresses that exist in the test's namespace, on lo, beside 127.0.0.0/8: FRR takes no next hop in that.
 const (
 	msOutside   = "100.64.7.2"
+	msOutside2  = "100.64.8.2"
 	detrOutside = "100.65.5.2"
 	frrOutside  = "100.65.5.1"
 	msSix       = "2001:db8:100:7::2"

@@ -26,8 +26,9 @@ func TestPusherIsASink(t *testing.T) {
 			}
 		})
 		return sinktest.Subject{
-			Sink:    p,
-			Content: func(t *testing.T) []lisp.Mapping { return announcedBy(t, p.s.srv) },
+			Sink:     p,
+			Services: true,
+			Content:  func(t *testing.T) []lisp.Mapping { return announcedBy(t, p.s.srv) },
 			Keep: func(m lisp.Mapping) lisp.Mapping {
 				for i := range m.Locators {
 					m.Locators[i].MPriority = 0 // multicast does not travel
@@ -176,27 +177,31 @@ func TestMapServerGone(t *testing.T) {
 // stay at the D-ETR without a moment of absence, and what it no longer has when it is back goes.
 func mapServerRestarts(t *testing.T, c *cloud, f *Feed, got *recorder, end func(*process)) {
 	remains, goes := at(1, 1, "100.64.1.2"), mapping("2001:db8:e1d::9/128", 3, 2, loc("100.64.2.2"), loc("100.64.3.2"))
+	front, left := service("203.0.113.10/32", "2001:db8:e1d::9/128", 4), service("2001:db8:5e::9/128", "2001:db8:e1d::9/128", 1)
 	ms := startPusher(t, c.config(msAddr(1), true, detrAddr(1)))
-	ms.apply(full(remains, goes))
-	eventually(t, 10*time.Second, "in sync", func() bool { return got.fulls() == 1 && got.len() == 2 })
-	if st := must(f.Status(context.Background()))(t); !st[0].Synced || st[0].Received != 3 {
+	ms.apply(full(remains, goes, front, left))
+	eventually(t, 10*time.Second, "in sync", func() bool { return got.fulls() == 1 && got.len() == 4 })
+	if st := must(f.Status(context.Background()))(t); !st[0].Synced || st[0].Received != 5 {
 		t.Fatalf("status %+v", st)
 	}
 
 	end(ms)
-	eventually(t, 10*time.Second, "the paths are stale", func() bool { return f.State().Stale == 3 })
-	both := func() bool { return got.believes(remains)() && got.believes(goes)() }
-	stays(t, 500*time.Millisecond, "all mappings are there", both)
+	eventually(t, 10*time.Second, "the paths are stale", func() bool { return f.State().Stale == 5 })
+	all := func() bool {
+		return got.believes(remains)() && got.believes(goes)() && got.believes(front)() && got.believes(left)()
+	}
+	stays(t, 500*time.Millisecond, "all mappings are there", all)
 
 	ms = startPusher(t, c.config(msAddr(1), true, detrAddr(1)))
-	stays(t, 500*time.Millisecond, "all mappings are there while it loads", both)
-	ms.apply(full(remains))
+	stays(t, 500*time.Millisecond, "all mappings are there while it loads", all)
+	ms.apply(full(remains, front))
 	eventually(t, 15*time.Second, "what it no longer has is gone", func() bool {
-		if !got.believes(remains)() {
-			t.Fatal("the other mapping was lost")
+		if !got.believes(remains)() || !got.believes(front)() {
+			t.Fatal("the other mappings were lost")
 		}
 		_, ok := got.get(goes.EID)
-		return !ok
+		_, service := got.get(left.EID)
+		return !ok && !service
 	})
 	eventually(t, 10*time.Second, "nothing is stale", func() bool { return f.State().Stale == 0 })
 	moved := at(2, 2, "100.64.2.2")
@@ -268,9 +273,10 @@ func TestRouteReflector(t *testing.T) {
 	}
 	multi := mapping("2001:db8:e1d::9/128", 3, 2, loc("100.64.2.2"), loc("100.64.4.2"), loc("2001:db8:100:3::2"))
 	inst := mapping("[7]198.51.100.10/32", 3, 2, loc("100.64.2.2"), loc("2001:db8:100:3::2"))
-	apply(t, one, full(at(4, 1, "100.64.1.2"), multi, inst))
-	apply(t, two, full(at(5, 2, "100.64.2.2"), multi))
-	for _, m := range []lisp.Mapping{at(5, 2, "100.64.2.2"), multi, inst} {
+	front4, front6 := service("203.0.113.16/28", "2001:db8:e1d::100/124", 4), service("2001:db8:5e::/48", "2001:db8:e1d::/48", 2)
+	apply(t, one, full(at(4, 1, "100.64.1.2"), multi, inst, front4, front6))
+	apply(t, two, full(at(5, 2, "100.64.2.2"), multi, service("203.0.113.16/28", "2001:db8:e1d::200/124", 3)))
+	for _, m := range []lisp.Mapping{at(5, 2, "100.64.2.2"), multi, inst, front4, front6} {
 		eventually(t, 15*time.Second, "the newest of all, whole", got.believes(m))
 	}
 	// The reflector's own best path may well be the older one: we hear both.
@@ -281,6 +287,12 @@ func TestRouteReflector(t *testing.T) {
 	fewer := mapping("2001:db8:e1d::9/128", 4, 2, loc("100.64.4.2"))
 	apply(t, two, put(fewer))
 	eventually(t, 10*time.Second, "fewer locators", got.believes(fewer))
+	moved := service("203.0.113.16/28", "2001:db8:e1d::300/124", 5)
+	apply(t, two, put(moved))
+	eventually(t, 10*time.Second, "a service that follows its VM's EID", got.believes(moved))
+	apply(t, two, lisp.Delta{Del: []lisp.EID{moved.EID}})
+	apply(t, one, lisp.Delta{Del: []lisp.EID{moved.EID}})
+	eventually(t, 10*time.Second, "a service that is withdrawn", func() bool { _, ok := got.get(moved.EID); return !ok })
 }
 
 // TestSecuredSessions: TCP MD5 with the right and the wrong password, and TTL security.
@@ -323,6 +335,7 @@ func TestIPv6Session(t *testing.T) {
 	ms := []lisp.Mapping{
 		at(1, 1, "100.64.1.2"), mapping("2001:db8:e1d::9/128", 3, 2, loc("100.64.2.2"), loc("2001:db8:100:3::2")),
 		mapping("[70000]198.51.100.10/32", 3, 2, loc("2001:db8:100:3::2")), // more than fits a route target of a 4-octet AS
+		service("203.0.113.10/32", "2001:db8:e1d::9/128", 4), service("2001:db8:5e::9/128", "2001:db8:e1d::9/128", 1),
 	}
 	apply(t, p, full(ms...))
 	for _, m := range ms {

@@ -196,6 +196,8 @@ func TestPusherToFeed(t *testing.T) {
 		mapping("[16777215]2001:db8:e1d:1::10/128", 3, 6, loc("100.64.4.2")),
 		mapping("[9]2001:db8:e1d:1::10/128", 3, 6, loc("2001:db8:100:3::2"), loc("2001:db8:100:4::2")),
 		{EID: eid("198.51.100.12/32"), TTL: 5, Version: 2, Action: lisp.ActDropPolicyDenied, SiteID: 1<<40 | 5},
+		service("203.0.113.10/32", "2001:db8:e1d:1::10/128", 2),
+		service("2001:db8:5e::/48", "2001:db8:e1d::/48", 4095),
 	}
 	if err := p.Apply(ctx, lisp.Delta{Full: true, Put: ms}); err != nil {
 		t.Fatal(err)

@@ -24,6 +24,10 @@ type Subject struct {
 	// Keep is what the Sink keeps of a mapping; nil means all of it. A Sink that has no place for, say, the
 	// Site-ID sets it to zero here.
 	Keep func(lisp.Mapping) lisp.Mapping
+
+	// Services says that Content reads back services, too: mappings of a service address to an EID. A Sink that
+	// takes them must then pass with them as with other mappings.
+	Services bool
 }
 
 // Test runs the conformance test. start makes an empty Sink; it is called once for each subtest.
@@ -31,6 +35,9 @@ func Test(t *testing.T, start func(t *testing.T) Subject) {
 	for _, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
 			s := start(t)
+			if c.services && !s.Services {
+				return
+			}
 			s.check(t, "at the start", nil)
 			for _, step := range c.steps {
 				for _, again := range []string{"", ", applied twice"} {
@@ -111,8 +118,9 @@ type step struct {
 }
 
 func cases() []struct {
-	name  string
-	steps []step
+	name     string
+	services bool
+	steps    []step
 } {
 	type list = []lisp.Mapping
 	aggregate := web(1)
@@ -121,38 +129,55 @@ func cases() []struct {
 	other.EID = eid("[7]198.51.100.10")
 	two := web(4)
 	two.Locators = append(slices.Clone(two.Locators), locator("100.64.4.2", 1))
+	front, six, moved := service("203.0.113.10", "2001:db8:e1d:1::20/128", 1), service("2001:db8:5e::/48", "2001:db8:e1d::/48", 2),
+		service("203.0.113.10", "2001:db8:e1d:1::21/128", 2)
+	late := moved
+	late.Inside = front.Inside // the same version with another EID
 	return []struct {
-		name  string
-		steps []step
+		name     string
+		services bool
+		steps    []step
 	}{
-		{"Put", []step{
+		{"Put", false, []step{
 			{"add one", lisp.Delta{Put: list{web(1)}}, list{web(1)}},
 			{"add another", lisp.Delta{Put: list{peer()}}, list{web(1), peer()}},
 			{"replace one", lisp.Delta{Put: list{web(2)}}, list{web(2), peer()}},
 			{"add a locator", lisp.Delta{Put: list{two}}, list{two, peer()}},
 			{"take a locator away", lisp.Delta{Put: list{web(5)}}, list{web(5), peer()}},
 		}},
-		{"Del", []step{
+		{"Del", false, []step{
 			{"delete from nothing", lisp.Delta{Del: []lisp.EID{web(0).EID}}, nil},
 			{"add", lisp.Delta{Put: list{web(1), peer()}}, list{web(1), peer()}},
 			{"delete", lisp.Delta{Del: []lisp.EID{web(0).EID}}, list{peer()}},
 			{"delete and add", lisp.Delta{Put: list{web(2)}, Del: []lisp.EID{peer().EID}}, list{web(2)}},
 		}},
-		{"Full", []step{
+		{"Full", false, []step{
 			{"add", lisp.Delta{Put: list{web(1), peer()}}, list{web(1), peer()}},
 			{"the same", lisp.Delta{Full: true, Put: list{web(1), peer()}}, list{web(1), peer()}},
 			{"one less, one more, one other", lisp.Delta{Full: true, Put: list{web(2), aggregate}}, list{web(2), aggregate}},
 			{"nothing", lisp.Delta{Full: true}, nil},
 			{"everything", lisp.Delta{Full: true, Put: everything()}, everything()},
 		}},
-		{"keys", []step{
+		{"keys", false, []step{
 			{"a prefix and a host in it", lisp.Delta{Put: list{web(1), aggregate}}, list{web(1), aggregate}},
 			{"the same in another instance", lisp.Delta{Put: list{other}}, list{web(1), aggregate, other}},
 			{"delete the prefix", lisp.Delta{Del: []lisp.EID{aggregate.EID}}, list{web(1), other}},
 			{"the prefix again", lisp.Delta{Put: list{aggregate}}, list{web(1), aggregate, other}},
 			{"delete the host", lisp.Delta{Del: []lisp.EID{web(0).EID}}, list{aggregate, other}},
 		}},
-		{"empty", []step{
+		{"services", true, []step{
+			{"add two beside a host", lisp.Delta{Put: list{front, six, web(1)}}, list{front, six, web(1)}},
+			{"another EID", lisp.Delta{Put: list{moved}}, list{moved, six, web(1)}},
+			{"another EID of the same version", lisp.Delta{Put: list{late}}, list{late, six, web(1)}},
+			{"delete one", lisp.Delta{Del: []lisp.EID{six.EID}}, list{late, web(1)}},
+			{"a host in place of a service, a service in place of a host",
+				lisp.Delta{Put: list{at(front.EID, 9), service("198.51.100.10", "2001:db8:e1d:1::22/128", 9)}},
+				list{at(front.EID, 9), service("198.51.100.10", "2001:db8:e1d:1::22/128", 9)}},
+			{"only services", lisp.Delta{Full: true, Put: list{front, six}}, list{front, six}},
+			{"no services", lisp.Delta{Full: true, Put: list{web(1)}}, list{web(1)}},
+			{"nothing", lisp.Delta{Full: true}, nil},
+		}},
+		{"empty", false, []step{
 			{"nothing", lisp.Delta{}, nil},
 			{"add", lisp.Delta{Put: list{web(1)}}, list{web(1)}},
 			{"nothing again", lisp.Delta{}, list{web(1)}},
@@ -166,6 +191,17 @@ func eid(s string) lisp.EID {
 		panic(err)
 	}
 	return e
+}
+
+func service(outside, inside string, v lisp.Version) lisp.Mapping {
+	return lisp.NewService(eid(outside).Prefix, netip.MustParsePrefix(inside), v)
+}
+
+// at is a host mapping of e.
+func at(e lisp.EID, v lisp.Version) lisp.Mapping {
+	m := web(v)
+	m.EID = e
+	return m
 }
 
 func locator(a string, priority uint8) lisp.Locator {

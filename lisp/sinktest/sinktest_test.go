@@ -42,7 +42,7 @@ func (m *memory) content(*testing.T) (ms []lisp.Mapping) {
 func TestMemory(t *testing.T) {
 	Test(t, func(*testing.T) Subject {
 		m := &memory{}
-		return Subject{Sink: m, Content: m.content}
+		return Subject{Sink: m, Content: m.content, Services: true}
 	})
 }
 
@@ -111,6 +111,15 @@ var mutants = map[string]func(m *memory, d lisp.Delta) error{
 		}
 		return m.Apply(context.Background(), d)
 	},
+	"forgets-what-a-service-is": func(m *memory, d lisp.Delta) error {
+		d.Put = slices.Clone(d.Put)
+		for i, p := range d.Put {
+			if old, ok := m.table.Get(p.EID); ok && old.IsService() && p.IsService() && old.Version == p.Version {
+				d.Put[i] = old
+			}
+		}
+		return m.Apply(context.Background(), d)
+	},
 	"half-with-an-error": func(m *memory, d lisp.Delta) error {
 		if err := m.Apply(context.Background(), d); err != nil {
 			return err
@@ -136,7 +145,7 @@ func TestMutants(t *testing.T) {
 	if name := os.Getenv(mutantEnv); name != "" {
 		Test(t, func(*testing.T) Subject {
 			m := &mutant{apply: mutants[name]}
-			return Subject{Sink: m, Content: m.content}
+			return Subject{Sink: m, Content: m.content, Services: true}
 		})
 		return
 	}
