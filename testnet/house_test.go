@@ -41,6 +41,7 @@ var house = map[string]struct {
 	"xtr/map646/vectors":   {nil, "test vectors for every data plane that translates: plain values, standard library only"},
 	"xtr/gateway":          {[]string{"lisp", "xtr/fib"}, "sees VMs and answers for the gateway; decides nothing"},
 	"detr":                 {[]string{"lisp/...", "xtr", "xtr/fib"}, "the anchor is an xTR that is fed"},
+	"detr/route":           {nil, "routes in the kernel's table, for whatever prefixes"},
 	"detr/bgp":             {[]string{"lisp"}, "Mapping <-> path, for whoever speaks BGP"},
 	"controller":           {[]string{"lisp/..."}, "it reaches agents and Map-Servers over the network only"},
 	"controller/libvirt":   {[]string{"lisp", "controller"}, "a driver: what libvirt knows and does, in the controller's nouns"},
