@@ -16,10 +16,10 @@ type rlocStater interface {
 
 // How RLOCs are probed.
 const (
-	probeInterval = time.Second
+	probeInterval = 500 * time.Millisecond
 	// probeAgain is after how long a probe counts as unanswered, and is made again; after probeMisses in a row the RLOC is
-	// taken for dead: that is 2.5 s after it died, at most.
-	probeAgain  = 500 * time.Millisecond
+	// taken for dead: 1.25 s after it died, at most, before TCP has waited for longer than a second and a half.
+	probeAgain  = 250 * time.Millisecond
 	probeMisses = 3
 	// probeCollect is the time between two looks for RLOCs that are worth a probe.
 	probeCollect = 10 * time.Second

@@ -59,16 +59,16 @@ func TestProber(t *testing.T) {
 	l := newProbeLab(epoch, probeGroup{testEID, []netip.Addr{a, b, c}}, probeGroup{testEID, []netip.Addr{alone}})
 	l.silent[c] = true
 	l.run(10 * time.Second)
-	if len(l.down) > 0 || l.sent < 30 || l.sent > 36 {
-		t.Fatalf("down %v, %d probes: two answer once a second, one never, and that is no news", l.down, l.sent)
+	if len(l.down) > 0 || l.sent < 57 || l.sent > 63 {
+		t.Fatalf("down %v, %d probes: two answer twice a second, one never, and that is no news", l.down, l.sent)
 	}
-	// A dies: within three seconds, and not at once.
+	// A dies: soon, and not at once.
 	l.silent[a] = true
-	l.run(time.Second)
+	l.run(500 * time.Millisecond)
 	if l.down[a] {
 		t.Error("one missing answer is no death")
 	}
-	l.run(2 * time.Second)
+	l.run(time.Second)
 	if diff := cmp.Diff(map[netip.Addr]bool{a: true}, l.down); diff != "" {
 		t.Error(diff)
 	}
