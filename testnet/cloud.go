@@ -277,14 +277,11 @@ func (c *Cloud) buildNode(inet *Host, n node) error {
 			return err
 		}
 	}
-	if n.role != "detr" {
-		return errors.Join(h.ns.AddRoute(anywhere(gw4), gw4, ""), h.ns.AddRoute(anywhere(gw6), gw6, ""))
+	if n.role == "detr" {
+		up4, up6 := gateway4(n.up4()), gateway6(n.up6())
+		err = Connect(End{NS: h.ns, Name: "up0", Addrs: linkAddrs(n.up4(), n.up6())}, End{NS: inet.ns, Name: "up-" + n.name, Addrs: linkAddrs(up4, up6)})
 	}
-	up4, up6 := gateway4(n.up4()), gateway6(n.up6())
-	err = Connect(End{NS: h.ns, Name: "up0", Addrs: linkAddrs(n.up4(), n.up6())}, End{NS: inet.ns, Name: "up-" + n.name, Addrs: linkAddrs(up4, up6)})
-	return errors.Join(err,
-		h.ns.AddRoute(underlay4, gw4, ""), h.ns.AddRoute(underlay6, gw6, ""),
-		h.ns.AddRoute(anywhere(up4), up4, ""), h.ns.AddRoute(anywhere(up6), up6, ""))
+	return errors.Join(err, n.addRoutes(h.ns))
 }
 
 // linkAddrs are the addresses of one end of a link: /24 and /64.

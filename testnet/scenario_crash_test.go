@@ -257,30 +257,3 @@ func flushNeighbours(n *Namespace) error {
 		return errors.Join(errs...)
 	})
 }
-
-// linkDown takes the link of a node down, as when its power goes. Addresses stay, so that linkUp can bring it back.
-func (c *Cloud) linkDown(name string) error {
-	inet := c.hosts[hostInet].ns
-	return errors.Join(
-		inet.Sysctl("net/ipv6/conf/"+name+"/keep_addr_on_down", "1"),
-		c.hosts[name].ns.Sysctl("net/ipv6/conf/eth0/keep_addr_on_down", "1"),
-		setLink(inet, name, netlink.LinkSetDown), setLink(c.hosts[name].ns, "eth0", netlink.LinkSetDown))
-}
-
-// linkUp brings a node's link back, with its routes.
-func (c *Cloud) linkUp(name string) error {
-	n, ns := mustNode(name), c.hosts[name].ns
-	err := errors.Join(setLink(c.hosts[hostInet].ns, name, netlink.LinkSetUp), setLink(ns, "eth0", netlink.LinkSetUp))
-	gw4, gw6 := gateway4(n.v4()), gateway6(n.v6())
-	return errors.Join(err, ns.AddRoute(anywhere(gw4), gw4, ""), ns.AddRoute(anywhere(gw6), gw6, ""))
-}
-
-func setLink(n *Namespace, dev string, do func(netlink.Link) error) error {
-	return n.Do(func() error {
-		l, err := netlink.LinkByName(dev)
-		if err != nil {
-			return fmt.Errorf("testnet: %s/%s: %w", n.name, dev, err)
-		}
-		return do(l)
-	})
-}

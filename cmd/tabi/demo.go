@@ -50,7 +50,8 @@ It needs root, and nothing installed; with --vm qemu or --vm libvirt, what "tabi
   sudo tabi demo --keep --pcap /tmp/pcap
   sudo tabi demo --vm qemu
   sudo tabi demo --scenario drain --vms 200
-  sudo tabi demo --scenario satellite`,
+  sudo tabi demo --scenario satellite
+  sudo tabi demo --scenario koshien --viewers 5000 --svg koshien.svg`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return demo(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), o)
