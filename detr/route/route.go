@@ -44,6 +44,12 @@ const (
 	DefaultProtocol = 76
 )
 
+// Check says what is wrong with c.
+func (c Config) Check() error {
+	_, err := c.withDefaults()
+	return err
+}
+
 func (c Config) withDefaults() (Config, error) {
 	c.Device = cmp.Or(c.Device, DefaultDevice)
 	c.Table = cmp.Or(c.Table, DefaultTable)
