@@ -30,9 +30,12 @@ var dropNames = [...]string{
 	"encap",               // the kernel refused to make room
 	"decap",               // the kernel refused to take the outer headers off
 	"door",                // lisp0 is not there, or what Go wrote to it made no sense
+	"translate",           // the kernel refused what a translation needs
+	"pool",                // for the pool prefix, but not from the cloud
+	"translate-rate",      // too many packets that Go would have to translate
 }
 
-var upNames = [...]string{"", "miss", "hold", "copy", "too-big", "ttl", "segment"}
+var upNames = [...]string{"", "miss", "hold", "copy", "too-big", "ttl", "segment", "translate"}
 
 // RouteCount is what a route has done.
 type RouteCount struct {
@@ -156,7 +159,7 @@ func (d *DataPlane) RouteCounters(e lisp.EID) (RouteCount, bool, error) {
 		return RouteCount{}, false, nil
 	}
 	var perCPU []routeCount
-	if err := d.fib.chunks[to.Counter/chunkLen].Lookup(to.Counter%chunkLen, &perCPU); err != nil {
+	if err := d.fib.counters.chunks[to.Counter/chunkLen].Lookup(to.Counter%chunkLen, &perCPU); err != nil {
 		return RouteCount{}, false, fmt.Errorf("kernel: counters: %v: %w", e, err)
 	}
 	return now.sum(e, perCPU), true, nil
@@ -171,7 +174,7 @@ func (d *DataPlane) AllCounters() ([]RouteCount, error) {
 	if err := d.lock(); err != nil {
 		return nil, err
 	}
-	owners, chunks, n := slices.Clone(d.fib.byCounter), slices.Clone(d.fib.chunks), len(d.fib.routes)
+	owners, chunks, n := slices.Clone(d.fib.byCounter), slices.Clone(d.fib.counters.chunks), len(d.fib.routes)
 	d.mu.Unlock()
 	out := make([]RouteCount, 0, n)
 	err = d.ask(func() error {

@@ -51,9 +51,17 @@ type Config struct {
 	// on a wire), "tc" after (best where segments never existed, as on a veth), "auto" by the kind of the
 	// interface. Default "auto".
 	Decap string
-	// Capacity is how many routes of each family fit, default 65536. Memory for them is taken as they
-	// come.
+	// Capacity is how many routes of each family fit, and with Anchor as many services, default 65536. Memory
+	// for routes is taken as they come.
 	Capacity int
+
+	// Pool is the prefix in which the rest of IPv4 is embedded for VMs that speak with it through services
+	// (RFC 6052): 32, 40, 48, 56, 64 or 96 bits. Without it only services with IPv6 outside are translated.
+	Pool netip.Prefix
+	// LowestMTU6 is the least MTU in bytes that IPv6 paths in the cloud have (RFC 7915 section 4.1,
+	// "lowest-ipv6-mtu"): IPv4 packets that may be fragmented are handed up when they would become larger.
+	// At least 1280; default MTU.
+	LowestMTU6 int
 }
 
 // Port says what an interface with a VM is.
@@ -69,6 +77,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.MTU = cmp.Or(c.MTU, 1500-56)
 	c.Decap = cmp.Or(c.Decap, "auto")
 	c.Capacity = cmp.Or(c.Capacity, 1<<16)
+	c.LowestMTU6 = cmp.Or(c.LowestMTU6, c.MTU)
 	c.Self = slices.Clone(c.Self)
 	n := map[bool]int{}
 	for i, a := range c.Self {
@@ -90,6 +99,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("MTU %d: not in 1280..%d", c.MTU, 65535-56)
 	case c.Capacity < 1 || c.Capacity > 1<<24:
 		return c, fmt.Errorf("capacity %d: not in 1..%d", c.Capacity, 1<<24)
+	case c.LowestMTU6 < 1280 || c.LowestMTU6 > 65535:
+		return c, fmt.Errorf("lowest IPv6 MTU %d: not in 1280..65535", c.LowestMTU6)
 	case c.Decap != "auto" && c.Decap != "xdp" && c.Decap != "tc":
 		return c, fmt.Errorf("decapsulation %q: not auto, xdp or tc", c.Decap)
 	}
@@ -103,7 +114,7 @@ func (c Config) withDefaults() (Config, error) {
 			return c, fmt.Errorf("own EIDs: %w", err)
 		}
 	}
-	return c, nil
+	return c, checkPool(c.Pool)
 }
 
 // DataPlane is an open data plane. Its methods may be called from any goroutine; those that attach
@@ -120,11 +131,15 @@ type DataPlane struct {
 	// renewed: not all maps are those that the attached programs have.
 	renewed bool
 
-	mu     sync.Mutex // guards what follows
-	closed bool
-	fib    table
-	rlocs  rlocTable
-	ports  portTable
+	snaps snapshots
+
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	conf     confEntry
+	fib      table
+	rlocs    rlocTable
+	ports    portTable
+	services serviceTable
 
 	// live is held for reading by who asks the kernel and nothing else: the flush of a hold does not
 	// wait for a large table.
@@ -175,6 +190,8 @@ func (d *DataPlane) open() error {
 	d.rlocs = newRLOCTable(d)
 	d.ports = newPortTable(d)
 	d.fib = newTable(d)
+	d.services = newServiceTable(d)
+	d.snaps.d = d
 	if err = d.ports.read(); err != nil {
 		return err
 	}
@@ -185,6 +202,9 @@ func (d *DataPlane) open() error {
 		return err
 	}
 	d.rlocs.taken()
+	if err = d.services.read(); err != nil {
+		return err
+	}
 	if err = d.reattach(); err != nil {
 		return err
 	}
@@ -218,6 +238,7 @@ func (d *DataPlane) close() error {
 	d.live.Lock()
 	defer d.live.Unlock()
 	d.fib.close()
+	d.services.counters.close()
 	for _, p := range d.progs {
 		errs = append(errs, p.Close())
 	}
@@ -263,8 +284,10 @@ func (d *DataPlane) configure() error {
 	rate := func(perSecond uint64) uint32 { return uint32(perSecond * 1024 / d.hz) }
 	c := confEntry{
 		Door: uint32(d.door.index), MTU: uint32(d.cfg.MTU), CacheMask: d.maps["dcache"].MaxEntries() - 1, HZ: uint32(d.hz),
-		MissRate: rate(20000), EventRate: rate(1000), TTLRate: rate(2000),
+		MissRate: rate(20000), EventRate: rate(1000), TTLRate: rate(2000), TranslateRate: rate(20000),
+		Lowest6: uint32(d.cfg.LowestMTU6),
 	}
+	poolConf(&c, d.cfg.Pool)
 	if d.cfg.Anchor {
 		c.Flags |= confAnchor
 	}
@@ -285,9 +308,12 @@ func (d *DataPlane) configure() error {
 	for c.Secret == 0 {
 		c.Secret = randomUint64()
 	}
+	// What there is to translate is translated while it is read.
+	c.Flags |= old.Flags & (confServices4 | confServices6 | confRanges)
 	if err := d.maps["conf"].Put(uint32(0), c); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
+	d.conf = c
 	if err := d.maps["mappings"].Put(uint32(0), mapping{Act: actMiss}); err != nil {
 		return fmt.Errorf("mapping of what has no route: %w", err)
 	}

@@ -88,7 +88,14 @@ type portEntry struct {
 	MTU     uint32
 }
 
-const confAnchor = 1
+const (
+	confAnchor = 1 << iota
+	confPool
+	confServices4
+	confServices6
+	confRanges
+	confGlobal
+)
 
 type confEntry struct {
 	Secret              uint64
@@ -101,6 +108,42 @@ type confEntry struct {
 	HZ, TTLRate         uint32
 	Self4               [nSelf][4]byte
 	Self6               [nSelf][16]byte
+	Pool, PoolMask      [16]byte
+	PoolLen             uint32
+	Lowest6             uint32
+	TranslateRate       uint32
+	_                   uint32
+}
+
+// Tags under which addresses are looked up: of EIDs together with the instance-ID.
+const (
+	tagEID4 = 0x04000000
+	tagEID6 = 0x06000000
+	tagOut4 = 0x44000000
+	tagOut6 = 0x46000000
+	tagIn4  = 0x86000000
+	tagIn6  = 0xa6000000
+)
+
+// serviceEntry is a service as the programs know it. IPv4 is in the last four bytes.
+type serviceEntry struct {
+	Outside, Inside, Keep [16]byte
+	Kind, Bits, Word      uint8
+	_                     uint8
+	In, Out               [2]byte // words of an address, as it has them
+	_                     uint64
+}
+
+type serviceCount struct{ InPackets, InBytes, OutPackets, OutBytes uint64 }
+
+type serviceKey struct {
+	Tag  uint32
+	Addr [16]byte // IPv4 in the last four bytes
+}
+
+type serviceRange struct {
+	Plen, Tag uint32
+	Addr      [16]byte // IPv4 in the first four bytes
 }
 
 type key4 struct {
@@ -152,22 +195,34 @@ func wordAddr(b [16]byte, v6 bool) netip.Addr {
 	return netip.AddrFrom4([4]byte(b[12:]))
 }
 
-// genOf is the generation of the destination cache that a host address belongs to: hash_addr of
-// bpf/lookup.h.
+// genOf is the generation of the destination cache that a host address belongs to.
 func genOf(e lisp.EID) uint32 {
-	a := e.Prefix.Addr()
-	var h uint32
-	if a.Is4() {
-		b := a.As4()
-		h = mix(e.IID|4<<24, binary.LittleEndian.Uint32(b[:]))
-	} else {
-		b := a.As16()
-		h = mix(e.IID|6<<24, binary.LittleEndian.Uint32(b[12:]))
+	if e.Prefix.Addr().Is4() {
+		return genAt(e.Prefix.Addr(), tagEID4|e.IID)
+	}
+	return genAt(e.Prefix.Addr(), tagEID6|e.IID)
+}
+
+// genAt is the same for an address under a tag: hash_addr of bpf/lookup.h.
+func genAt(a netip.Addr, tag uint32) uint32 {
+	b := wordsOf(a)
+	h := mix(tag, binary.LittleEndian.Uint32(b[12:]))
+	if a.Is6() {
 		for _, at := range [...]int{8, 4, 0} {
 			h = mix(h, binary.LittleEndian.Uint32(b[at:]))
 		}
 	}
 	return avalanche(h) & (nGens - 1)
+}
+
+// wordsOf is an address as the programs keep it: an IPv4 address in the last four bytes.
+func wordsOf(a netip.Addr) (b [16]byte) {
+	if a.Is4() {
+		v4 := a.As4()
+		copy(b[12:], v4[:])
+		return b
+	}
+	return a.As16()
 }
 
 func mix(h, w uint32) uint32 {

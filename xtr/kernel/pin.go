@@ -113,7 +113,7 @@ func (d *DataPlane) load() error {
 		d.renewed = true
 		path := filepath.Join(d.mapDir(), name)
 		if old := resized[name]; old != nil {
-			if err := copyMap(name, m, old); err != nil {
+			if err := d.copyMap(name, m, old); err != nil {
 				return fmt.Errorf("map %s: copy to its new size: %w", name, err)
 			}
 			if err := os.Remove(path); err != nil {
@@ -136,11 +136,29 @@ func (d *DataPlane) size(spec *ebpf.CollectionSpec) {
 	spec.Maps["backups"].MaxEntries = spec.Maps["mappings"].MaxEntries
 	spec.Maps["dcache"].MaxEntries = cacheBuckets()
 	spec.Maps["counters"].MaxEntries = 2*n/chunkLen + 2
+	if !d.cfg.Anchor {
+		n = 1
+	}
+	spec.Maps["services"].MaxEntries = n + 1 // number 0 is none
+	spec.Maps["service_hosts"].MaxEntries = 2 * n
+	spec.Maps["service_ranges"].MaxEntries = 2 * n
+	spec.Maps["service_counters"].MaxEntries = n/chunkLen + 2
 }
 
-// copyMap copies what routes consist of. The other maps are about the moment.
-func copyMap(name string, to, from *ebpf.Map) error {
+// copyMap copies what routes and services consist of. The other maps are about the moment.
+func (d *DataPlane) copyMap(name string, to, from *ebpf.Map) error {
+	if strings.HasPrefix(name, "service") && !d.cfg.Anchor {
+		return nil // it has none
+	}
 	switch name {
+	case "conf":
+		return copySecret(to, from)
+	case "services":
+		return copyEntries[uint32, serviceEntry](to, from)
+	case "service_hosts":
+		return copyEntries[serviceKey, target](to, from)
+	case "service_ranges":
+		return copyEntries[serviceRange, target](to, from)
 	case "eid4":
 		return copyEntries[key4, target](to, from)
 	case "eid6":
@@ -151,7 +169,7 @@ func copyMap(name string, to, from *ebpf.Map) error {
 		return copyEntries[uint32, rlocEntry](to, from)
 	case "backups":
 		return copyEntries[uint32, locators](to, from)
-	case "counters":
+	case "counters", "service_counters":
 		var k, id uint32
 		it := from.Iterate()
 		for it.Next(&k, &id) {
@@ -168,6 +186,15 @@ func copyMap(name string, to, from *ebpf.Map) error {
 		return it.Err()
 	}
 	return nil
+}
+
+// copySecret copies what marks the metadata of XDP, by which an older XDP program speaks to a newer TC program.
+func copySecret(to, from *ebpf.Map) error {
+	old, err := from.LookupBytes(uint32(0))
+	if err != nil || len(old) < 8 {
+		return err
+	}
+	return to.Put(uint32(0), confEntry{Secret: binary.NativeEndian.Uint64(old)})
 }
 
 func copyEntries[K, V comparable](to, from *ebpf.Map) error {

@@ -25,8 +25,7 @@ type table struct {
 	free     freeList // numbers of mappings
 	nonce    uint32
 
-	chunks    []*ebpf.Map // of counters
-	counters  freeList
+	counters  counterTable
 	byCounter []lisp.EID // whose counter it is; zero = nobody's
 
 	gens [nGens + 1]uint32
@@ -114,19 +113,11 @@ func newTable(d *DataPlane) table {
 		mappings: make([]mappingState, 1),
 		byKey:    make(map[mappingKey]uint32),
 		free:     freeList{next: 1, end: d.maps["mappings"].MaxEntries()},
-		counters: freeList{next: 1, end: d.maps["counters"].MaxEntries() * chunkLen},
-		chunks:   make([]*ebpf.Map, d.maps["counters"].MaxEntries()),
+		counters: newCounterTable(d.maps["counters"], "counters"),
 	}
 }
 
-func (t *table) close() {
-	for _, m := range t.chunks {
-		if m != nil {
-			m.Close()
-		}
-	}
-	t.chunks = nil
-}
+func (t *table) close() { t.counters.close() }
 
 func checkEID(e lisp.EID) error {
 	a := e.Prefix.Addr()
@@ -302,7 +293,7 @@ func (t *table) set(routes []fib.Route) (n int, err error) {
 			break
 		}
 		if !had {
-			if c.to.Counter, err = t.newCounter(); err != nil {
+			if c.to.Counter, err = t.counters.take(); err != nil {
 				t.release(c.to.Mapping)
 				break
 			}
@@ -338,7 +329,7 @@ func (t *table) set(routes []fib.Route) (n int, err error) {
 		if *done == 0 { // the kernel did not take this one
 			t.release(c.to.Mapping)
 			if !c.had {
-				t.counters.put(c.to.Counter)
+				t.counters.free.put(c.to.Counter)
 			}
 			continue
 		}
@@ -390,7 +381,7 @@ func (t *table) del(eids []lisp.EID) error {
 		t.d.ports.routeChanged(e, t.portOf(to, true), portUse{})
 		t.release(to.Mapping)
 		t.owns(to.Counter, lisp.EID{})
-		t.counters.put(to.Counter)
+		t.counters.free.put(to.Counter)
 	}
 	t.flushCache(len(gone), slices.Values(gone))
 	return errors.Join(errs...)
@@ -421,7 +412,7 @@ func (t *table) flushCache(n int, eids func(func(lisp.EID) bool)) {
 		return
 	}
 	changed := map[uint32]bool{}
-	if n > 64 {
+	if n > flushSome {
 		changed[nGens] = true
 	} else {
 		for e := range eids {
@@ -433,6 +424,14 @@ func (t *table) flushCache(n int, eids func(func(lisp.EID) bool)) {
 			}
 		}
 	}
+	t.bump(changed)
+}
+
+// flushSome is for how many hosts at once only their own generations are changed.
+const flushSome = 64
+
+// bump changes generations.
+func (t *table) bump(changed map[uint32]bool) {
 	for g := range changed {
 		t.gens[g]++
 		// It can not fail: the element exists.
@@ -523,51 +522,12 @@ func (t *table) owns(n uint32, e lisp.EID) {
 	t.byCounter[n] = e
 }
 
-// newCounter returns the number of a counter that is zero.
-func (t *table) newCounter() (uint32, error) {
-	n, ok := t.counters.get()
-	if !ok {
-		return 0, fmt.Errorf("no more than %d counters", t.counters.end)
-	}
-	m, fresh, err := t.chunk(n)
-	if err == nil && !fresh {
-		err = m.Put(n%chunkLen, make([]routeCount, ebpf.MustPossibleCPU()))
-	}
-	if err != nil {
-		t.counters.free = append(t.counters.free, n)
-		return 0, fmt.Errorf("counter %d: %w", n, err)
-	}
-	return n, nil
-}
-
-// chunk returns the map that has counter n, and makes it if need be.
-func (t *table) chunk(n uint32) (m *ebpf.Map, fresh bool, err error) {
-	at := n / chunkLen
-	if m := t.chunks[at]; m != nil {
-		return m, false, nil
-	}
-	spec, err := loadTabi()
-	if err != nil {
-		return nil, false, err
-	}
-	m, err = ebpf.NewMap(spec.Maps["counters"].InnerMap)
-	if err != nil {
-		return nil, false, err
-	}
-	if err := t.d.maps["counters"].Put(at, m); err != nil {
-		m.Close()
-		return nil, false, err
-	}
-	t.chunks[at] = m
-	return m, true, nil
-}
-
 // read learns from the kernel what routes it has.
 func (t *table) read() error {
 	if err := t.readGens(); err != nil {
 		return fmt.Errorf("generations: %w", err)
 	}
-	if err := t.readChunks(); err != nil {
+	if err := t.counters.read(); err != nil {
 		return fmt.Errorf("counters: %w", err)
 	}
 	err := readAll(t.d.maps["eid4"], func(k key4, v target) { t.routes[k.eid()] = v })
@@ -591,7 +551,7 @@ func (t *table) read() error {
 		t.d.ports.routeChanged(e, portUse{}, t.portOf(to, true))
 	}
 	t.free.took(mappings)
-	t.counters.took(counters)
+	t.counters.free.took(counters)
 	return nil
 }
 
@@ -625,19 +585,6 @@ func (t *table) readGens() error {
 	it := t.d.maps["gens"].Iterate()
 	for it.Next(&k, &v) {
 		t.gens[k] = v
-	}
-	return it.Err()
-}
-
-func (t *table) readChunks() error {
-	var k, id uint32
-	it := t.d.maps["counters"].Iterate()
-	for it.Next(&k, &id) {
-		m, err := ebpf.NewMapFromID(ebpf.MapID(id))
-		if err != nil {
-			return err
-		}
-		t.chunks[k] = m
 	}
 	return it.Err()
 }

@@ -16,37 +16,42 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tabiMapAllow4    = "allow4"
-	tabiMapAllow6    = "allow6"
-	tabiMapBackups   = "backups"
-	tabiMapConf      = "conf"
-	tabiMapCounters  = "counters"
-	tabiMapDcache    = "dcache"
-	tabiMapDrops     = "drops"
-	tabiMapEid4      = "eid4"
-	tabiMapEid6      = "eid6"
-	tabiMapEvents    = "events"
-	tabiMapGens      = "gens"
-	tabiMapGiven     = "given"
-	tabiMapHolds     = "holds"
-	tabiMapJiffies   = "jiffies"
-	tabiMapLimits    = "limits"
-	tabiMapLost      = "lost"
-	tabiMapMappings  = "mappings"
-	tabiMapOwn4      = "own4"
-	tabiMapOwn6      = "own6"
-	tabiMapPorts     = "ports"
-	tabiMapRlocs     = "rlocs"
-	tabiMapTokens    = "tokens"
-	tabiMapUps       = "ups"
-	tabiProgClock    = "clock"
-	tabiProgDoorIn   = "door_in"
-	tabiProgDoorOut  = "door_out"
-	tabiProgUnderIn  = "under_in"
-	tabiProgUnderXdp = "under_xdp"
-	tabiProgUpIn     = "up_in"
-	tabiProgVmIn     = "vm_in"
-	tabiProgVmOut    = "vm_out"
+	tabiMapAllow4          = "allow4"
+	tabiMapAllow6          = "allow6"
+	tabiMapBackups         = "backups"
+	tabiMapConf            = "conf"
+	tabiMapCounters        = "counters"
+	tabiMapDcache          = "dcache"
+	tabiMapDrops           = "drops"
+	tabiMapEid4            = "eid4"
+	tabiMapEid6            = "eid6"
+	tabiMapEvents          = "events"
+	tabiMapGens            = "gens"
+	tabiMapGiven           = "given"
+	tabiMapHolds           = "holds"
+	tabiMapJiffies         = "jiffies"
+	tabiMapLimits          = "limits"
+	tabiMapLost            = "lost"
+	tabiMapMappings        = "mappings"
+	tabiMapOwn4            = "own4"
+	tabiMapOwn6            = "own6"
+	tabiMapPorts           = "ports"
+	tabiMapRlocs           = "rlocs"
+	tabiMapServiceCounters = "service_counters"
+	tabiMapServiceHosts    = "service_hosts"
+	tabiMapServiceRanges   = "service_ranges"
+	tabiMapServices        = "services"
+	tabiMapTokens          = "tokens"
+	tabiMapUps             = "ups"
+	tabiProgClock          = "clock"
+	tabiProgDoorIn         = "door_in"
+	tabiProgDoorOut        = "door_out"
+	tabiProgTranslate      = "translate"
+	tabiProgUnderIn        = "under_in"
+	tabiProgUnderXdp       = "under_xdp"
+	tabiProgUpIn           = "up_in"
+	tabiProgVmIn           = "vm_in"
+	tabiProgVmOut          = "vm_out"
 )
 
 // loadTabi returns the embedded CollectionSpec for tabi.
@@ -91,43 +96,48 @@ type tabiSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tabiProgramSpecs struct {
-	Clock    *ebpf.ProgramSpec `ebpf:"clock"`
-	DoorIn   *ebpf.ProgramSpec `ebpf:"door_in"`
-	DoorOut  *ebpf.ProgramSpec `ebpf:"door_out"`
-	UnderIn  *ebpf.ProgramSpec `ebpf:"under_in"`
-	UnderXdp *ebpf.ProgramSpec `ebpf:"under_xdp"`
-	UpIn     *ebpf.ProgramSpec `ebpf:"up_in"`
-	VmIn     *ebpf.ProgramSpec `ebpf:"vm_in"`
-	VmOut    *ebpf.ProgramSpec `ebpf:"vm_out"`
+	Clock     *ebpf.ProgramSpec `ebpf:"clock"`
+	DoorIn    *ebpf.ProgramSpec `ebpf:"door_in"`
+	DoorOut   *ebpf.ProgramSpec `ebpf:"door_out"`
+	Translate *ebpf.ProgramSpec `ebpf:"translate"`
+	UnderIn   *ebpf.ProgramSpec `ebpf:"under_in"`
+	UnderXdp  *ebpf.ProgramSpec `ebpf:"under_xdp"`
+	UpIn      *ebpf.ProgramSpec `ebpf:"up_in"`
+	VmIn      *ebpf.ProgramSpec `ebpf:"vm_in"`
+	VmOut     *ebpf.ProgramSpec `ebpf:"vm_out"`
 }
 
 // tabiMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tabiMapSpecs struct {
-	Allow4   *ebpf.MapSpec `ebpf:"allow4"`
-	Allow6   *ebpf.MapSpec `ebpf:"allow6"`
-	Backups  *ebpf.MapSpec `ebpf:"backups"`
-	Conf     *ebpf.MapSpec `ebpf:"conf"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Dcache   *ebpf.MapSpec `ebpf:"dcache"`
-	Drops    *ebpf.MapSpec `ebpf:"drops"`
-	Eid4     *ebpf.MapSpec `ebpf:"eid4"`
-	Eid6     *ebpf.MapSpec `ebpf:"eid6"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Gens     *ebpf.MapSpec `ebpf:"gens"`
-	Given    *ebpf.MapSpec `ebpf:"given"`
-	Holds    *ebpf.MapSpec `ebpf:"holds"`
-	Jiffies  *ebpf.MapSpec `ebpf:"jiffies"`
-	Limits   *ebpf.MapSpec `ebpf:"limits"`
-	Lost     *ebpf.MapSpec `ebpf:"lost"`
-	Mappings *ebpf.MapSpec `ebpf:"mappings"`
-	Own4     *ebpf.MapSpec `ebpf:"own4"`
-	Own6     *ebpf.MapSpec `ebpf:"own6"`
-	Ports    *ebpf.MapSpec `ebpf:"ports"`
-	Rlocs    *ebpf.MapSpec `ebpf:"rlocs"`
-	Tokens   *ebpf.MapSpec `ebpf:"tokens"`
-	Ups      *ebpf.MapSpec `ebpf:"ups"`
+	Allow4          *ebpf.MapSpec `ebpf:"allow4"`
+	Allow6          *ebpf.MapSpec `ebpf:"allow6"`
+	Backups         *ebpf.MapSpec `ebpf:"backups"`
+	Conf            *ebpf.MapSpec `ebpf:"conf"`
+	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	Dcache          *ebpf.MapSpec `ebpf:"dcache"`
+	Drops           *ebpf.MapSpec `ebpf:"drops"`
+	Eid4            *ebpf.MapSpec `ebpf:"eid4"`
+	Eid6            *ebpf.MapSpec `ebpf:"eid6"`
+	Events          *ebpf.MapSpec `ebpf:"events"`
+	Gens            *ebpf.MapSpec `ebpf:"gens"`
+	Given           *ebpf.MapSpec `ebpf:"given"`
+	Holds           *ebpf.MapSpec `ebpf:"holds"`
+	Jiffies         *ebpf.MapSpec `ebpf:"jiffies"`
+	Limits          *ebpf.MapSpec `ebpf:"limits"`
+	Lost            *ebpf.MapSpec `ebpf:"lost"`
+	Mappings        *ebpf.MapSpec `ebpf:"mappings"`
+	Own4            *ebpf.MapSpec `ebpf:"own4"`
+	Own6            *ebpf.MapSpec `ebpf:"own6"`
+	Ports           *ebpf.MapSpec `ebpf:"ports"`
+	Rlocs           *ebpf.MapSpec `ebpf:"rlocs"`
+	ServiceCounters *ebpf.MapSpec `ebpf:"service_counters"`
+	ServiceHosts    *ebpf.MapSpec `ebpf:"service_hosts"`
+	ServiceRanges   *ebpf.MapSpec `ebpf:"service_ranges"`
+	Services        *ebpf.MapSpec `ebpf:"services"`
+	Tokens          *ebpf.MapSpec `ebpf:"tokens"`
+	Ups             *ebpf.MapSpec `ebpf:"ups"`
 }
 
 // tabiVariableSpecs contains global variables before they are loaded into the kernel.
@@ -156,29 +166,33 @@ func (o *tabiObjects) Close() error {
 //
 // It can be passed to loadTabiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tabiMaps struct {
-	Allow4   *ebpf.Map `ebpf:"allow4"`
-	Allow6   *ebpf.Map `ebpf:"allow6"`
-	Backups  *ebpf.Map `ebpf:"backups"`
-	Conf     *ebpf.Map `ebpf:"conf"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	Dcache   *ebpf.Map `ebpf:"dcache"`
-	Drops    *ebpf.Map `ebpf:"drops"`
-	Eid4     *ebpf.Map `ebpf:"eid4"`
-	Eid6     *ebpf.Map `ebpf:"eid6"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Gens     *ebpf.Map `ebpf:"gens"`
-	Given    *ebpf.Map `ebpf:"given"`
-	Holds    *ebpf.Map `ebpf:"holds"`
-	Jiffies  *ebpf.Map `ebpf:"jiffies"`
-	Limits   *ebpf.Map `ebpf:"limits"`
-	Lost     *ebpf.Map `ebpf:"lost"`
-	Mappings *ebpf.Map `ebpf:"mappings"`
-	Own4     *ebpf.Map `ebpf:"own4"`
-	Own6     *ebpf.Map `ebpf:"own6"`
-	Ports    *ebpf.Map `ebpf:"ports"`
-	Rlocs    *ebpf.Map `ebpf:"rlocs"`
-	Tokens   *ebpf.Map `ebpf:"tokens"`
-	Ups      *ebpf.Map `ebpf:"ups"`
+	Allow4          *ebpf.Map `ebpf:"allow4"`
+	Allow6          *ebpf.Map `ebpf:"allow6"`
+	Backups         *ebpf.Map `ebpf:"backups"`
+	Conf            *ebpf.Map `ebpf:"conf"`
+	Counters        *ebpf.Map `ebpf:"counters"`
+	Dcache          *ebpf.Map `ebpf:"dcache"`
+	Drops           *ebpf.Map `ebpf:"drops"`
+	Eid4            *ebpf.Map `ebpf:"eid4"`
+	Eid6            *ebpf.Map `ebpf:"eid6"`
+	Events          *ebpf.Map `ebpf:"events"`
+	Gens            *ebpf.Map `ebpf:"gens"`
+	Given           *ebpf.Map `ebpf:"given"`
+	Holds           *ebpf.Map `ebpf:"holds"`
+	Jiffies         *ebpf.Map `ebpf:"jiffies"`
+	Limits          *ebpf.Map `ebpf:"limits"`
+	Lost            *ebpf.Map `ebpf:"lost"`
+	Mappings        *ebpf.Map `ebpf:"mappings"`
+	Own4            *ebpf.Map `ebpf:"own4"`
+	Own6            *ebpf.Map `ebpf:"own6"`
+	Ports           *ebpf.Map `ebpf:"ports"`
+	Rlocs           *ebpf.Map `ebpf:"rlocs"`
+	ServiceCounters *ebpf.Map `ebpf:"service_counters"`
+	ServiceHosts    *ebpf.Map `ebpf:"service_hosts"`
+	ServiceRanges   *ebpf.Map `ebpf:"service_ranges"`
+	Services        *ebpf.Map `ebpf:"services"`
+	Tokens          *ebpf.Map `ebpf:"tokens"`
+	Ups             *ebpf.Map `ebpf:"ups"`
 }
 
 func (m *tabiMaps) Close() error {
@@ -204,6 +218,10 @@ func (m *tabiMaps) Close() error {
 		m.Own6,
 		m.Ports,
 		m.Rlocs,
+		m.ServiceCounters,
+		m.ServiceHosts,
+		m.ServiceRanges,
+		m.Services,
 		m.Tokens,
 		m.Ups,
 	)
@@ -219,14 +237,15 @@ type tabiVariables struct {
 //
 // It can be passed to loadTabiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tabiPrograms struct {
-	Clock    *ebpf.Program `ebpf:"clock"`
-	DoorIn   *ebpf.Program `ebpf:"door_in"`
-	DoorOut  *ebpf.Program `ebpf:"door_out"`
-	UnderIn  *ebpf.Program `ebpf:"under_in"`
-	UnderXdp *ebpf.Program `ebpf:"under_xdp"`
-	UpIn     *ebpf.Program `ebpf:"up_in"`
-	VmIn     *ebpf.Program `ebpf:"vm_in"`
-	VmOut    *ebpf.Program `ebpf:"vm_out"`
+	Clock     *ebpf.Program `ebpf:"clock"`
+	DoorIn    *ebpf.Program `ebpf:"door_in"`
+	DoorOut   *ebpf.Program `ebpf:"door_out"`
+	Translate *ebpf.Program `ebpf:"translate"`
+	UnderIn   *ebpf.Program `ebpf:"under_in"`
+	UnderXdp  *ebpf.Program `ebpf:"under_xdp"`
+	UpIn      *ebpf.Program `ebpf:"up_in"`
+	VmIn      *ebpf.Program `ebpf:"vm_in"`
+	VmOut     *ebpf.Program `ebpf:"vm_out"`
 }
 
 func (p *tabiPrograms) Close() error {
@@ -234,6 +253,7 @@ func (p *tabiPrograms) Close() error {
 		p.Clock,
 		p.DoorIn,
 		p.DoorOut,
+		p.Translate,
 		p.UnderIn,
 		p.UnderXdp,
 		p.UpIn,

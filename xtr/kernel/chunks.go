@@ -1,0 +1,88 @@
+package kernel
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// counterTable hands out counters by number. They lie in chunks, which are made when they are first needed.
+type counterTable struct {
+	name   string    // of the map
+	outer  *ebpf.Map // of chunks
+	chunks []*ebpf.Map
+	free   freeList
+}
+
+func newCounterTable(outer *ebpf.Map, name string) counterTable {
+	return counterTable{
+		name: name, outer: outer, chunks: make([]*ebpf.Map, outer.MaxEntries()),
+		free: freeList{next: 1, end: outer.MaxEntries() * chunkLen},
+	}
+}
+
+func (t *counterTable) close() {
+	for _, m := range t.chunks {
+		if m != nil {
+			m.Close()
+		}
+	}
+	t.chunks = nil
+}
+
+// take returns the number of a counter that is zero.
+func (t *counterTable) take() (uint32, error) {
+	n, ok := t.free.get()
+	if !ok {
+		return 0, fmt.Errorf("no more than %d counters", t.free.end)
+	}
+	m, fresh, err := t.chunk(n)
+	if err == nil && !fresh {
+		zero := make([][]byte, ebpf.MustPossibleCPU())
+		for i := range zero {
+			zero[i] = make([]byte, m.ValueSize())
+		}
+		err = m.Put(n%chunkLen, zero)
+	}
+	if err != nil {
+		t.free.free = append(t.free.free, n)
+		return 0, fmt.Errorf("counter %d: %w", n, err)
+	}
+	return n, nil
+}
+
+// chunk returns the map that has counter n, and makes it if need be.
+func (t *counterTable) chunk(n uint32) (m *ebpf.Map, fresh bool, err error) {
+	at := n / chunkLen
+	if m := t.chunks[at]; m != nil {
+		return m, false, nil
+	}
+	spec, err := loadTabi()
+	if err != nil {
+		return nil, false, err
+	}
+	m, err = ebpf.NewMap(spec.Maps[t.name].InnerMap)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := t.outer.Put(at, m); err != nil {
+		m.Close()
+		return nil, false, err
+	}
+	t.chunks[at] = m
+	return m, true, nil
+}
+
+// read finds the chunks that the kernel has.
+func (t *counterTable) read() error {
+	var k, id uint32
+	it := t.outer.Iterate()
+	for it.Next(&k, &id) {
+		m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+		if err != nil {
+			return err
+		}
+		t.chunks[k] = m
+	}
+	return it.Err()
+}
