@@ -309,6 +309,7 @@ allowed_rlocs: {{list .Allowed}}
 pin_dir: {{.Dir}}/bpf
 bgp:
   as: {{.CloudAS}}
+  hold_time: 9
   map_servers:{{range .MapServers4}}
     - {address: "{{.}}"}{{end}}
   upstreams:{{$as := .InetAS}}{{range .Upstreams}}

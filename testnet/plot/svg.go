@@ -22,12 +22,12 @@ const (
 const svgStyle = `<style>
 text{font-family:system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;font-size:12px;fill:#333}
 .bg{fill:#fff}.title{font-size:18px;font-weight:600;fill:#111}.sub{fill:#666}
-.key{paint-order:stroke;stroke:#fff;stroke-width:5px;stroke-linejoin:round}.grid{stroke:#ddd;stroke-width:1}.axis{stroke:#888;stroke-width:1}
+.key,.what{paint-order:stroke;stroke:#fff;stroke-width:5px;stroke-linejoin:round}.grid{stroke:#ddd;stroke-width:1}.axis{stroke:#888;stroke-width:1}
 .event{stroke:#8a1253;stroke-width:1.2;stroke-dasharray:4 3}.what{fill:#8a1253}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.area{stroke:none;opacity:.13}
 .s0{stroke:#0063a6}.f0{fill:#0063a6}.s1{stroke:#d15400}.f1{fill:#d15400}.s2{stroke:#147a3c}.f2{fill:#147a3c}.s3{stroke:#7a3fb0}.f3{fill:#7a3fb0}
 @media (prefers-color-scheme:dark){
-text{fill:#ccc}.key{stroke:#14171c}.bg{fill:#14171c}.title{fill:#f2f2f2}.sub{fill:#999}
+text{fill:#ccc}.key,.what{stroke:#14171c}.bg{fill:#14171c}.title{fill:#f2f2f2}.sub{fill:#999}
 .grid{stroke:#2c323a}.axis{stroke:#77808c}
 .event{stroke:#ff7ac0}.what{fill:#ff7ac0}.area{opacity:.2}
 .s0{stroke:#5cb6ff}.f0{fill:#5cb6ff}.s1{stroke:#ffa14d}.f1{fill:#ffa14d}.s2{stroke:#5fd08a}.f2{fill:#5fd08a}.s3{stroke:#c59bff}.f3{fill:#c59bff}
@@ -56,14 +56,15 @@ func (c *Chart) SVG() []byte {
 	f(`<text class="sub" x="%d" y="50">%s</text>`+"\n", marginLeft, escape(c.Subtitle))
 
 	bottom := float64(height - panelGap)
+	for i, e := range c.Events { // lines first: a label may cross the line of another
+		f(`<line class="event" x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f"/>`+"\n", x(e.At), 66+float64(rows[i]*eventRow), x(e.At), bottom)
+	}
 	for i, e := range c.Events {
-		text := 66 + float64(rows[i]*eventRow)
 		anchor, dx := "start", 5.0
 		if x(e.At)+dx+charWide*float64(utf8.RuneCountInString(e.Label)) > svgWidth-4 {
 			anchor, dx = "end", -5
 		}
-		f(`<line class="event" x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f"/><text class="what" x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n",
-			x(e.At), text, x(e.At), bottom, x(e.At)+dx, text+10, anchor, escape(e.Label))
+		f(`<text class="what" x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", x(e.At)+dx, 76+float64(rows[i]*eventRow), anchor, escape(e.Label))
 	}
 
 	for i, p := range c.Panels {
