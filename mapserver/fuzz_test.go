@@ -33,7 +33,12 @@ func FuzzHandle(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, b := range [][]byte{signed, request, ecm, ack} {
+	service, err := lisp.AppendSigned(nil, &lisp.MapRegister{Nonce: 6, WantMapNotify: true, Records: []lisp.Mapping{
+		lisp.NewService(mustEID(web).Prefix, mustEID("2001:db8:e1d::a").Prefix, 3)}}, ctlKey)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, b := range [][]byte{signed, request, ecm, ack, service} {
 		f.Add(b)
 	}
 	p, err := newPolicy(withSubscribers())
@@ -96,6 +101,7 @@ func (s *script) n(limit int) int {
 func FuzzCore(f *testing.F) {
 	f.Add([]byte{0, 1, 1, 0, 0, 1, 0, 0, 2, 1, 0, 2, 0, 0, 3, 5, 4, 1, 2, 3, 5})
 	f.Add([]byte{2, 1, 0, 0, 0, 1, 1, 1, 0, 1, 2, 0, 0, 2, 2, 2, 1, 0, 3, 250, 4})
+	f.Add([]byte{6, 0, 0, 0, 1, 1, 6, 0, 0, 1, 2, 1, 6, 1, 2, 2, 1, 1, 0, 1, 0, 0, 1, 0, 2, 1, 0, 2, 5, 6, 0, 0, 0, 4, 0, 3, 6})
 	f.Add([]byte("claims to and fro, merges, withdrawals, subscriptions, and then a restart"))
 	p, err := newPolicy(withSubscribers())
 	if err != nil {
@@ -329,6 +335,11 @@ func checkServices(t *testing.T, c *core) {
 			continue
 		}
 		live++
+		for at, e := range c.live.All() {
+			if eid.Contains(at) && !e.merged() {
+				t.Fatalf("%s is a service address, and the EID of %+v", eid, e.mapping)
+			}
+		}
 		family := 1
 		if eid.Prefix.Addr().Is4() {
 			family = 0

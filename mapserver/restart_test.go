@@ -21,7 +21,10 @@ import (
 	"github.com/tabi-lisp/tabi/mapserver/boltstore"
 )
 
-var key = lisp.Key{ID: 1, Algorithm: lisp.AlgHMACSHA256_128, Format: lisp.FormatDeployed, Secret: "secret"}
+var (
+	key           = lisp.Key{ID: 1, Algorithm: lisp.AlgHMACSHA256_128, Format: lisp.FormatDeployed, Secret: "secret"}
+	controllerKey = lisp.Key{ID: 2, Algorithm: lisp.AlgHMACSHA256_128, Format: lisp.FormatDeployed, Secret: "of the controller"}
+)
 
 // loopback is an address of this process alone: Map-Notifies go to port 4342 always.
 func loopback(n int) netip.Addr {
@@ -70,7 +73,8 @@ func serve(t testing.TB, path string, s lisp.Sink) (stop func()) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	srv, err := mapserver.New(mapserver.Config{FlapMoves: 1 << 30, Sites: []mapserver.Site{{Name: "cloud", Keys: []lisp.Key{key},
-		Prefixes: []lisp.EID{lisp.MakeEID(0, netip.MustParsePrefix("10.0.0.0/8"))}, AcceptMoreSpecifics: true}}},
+		ControllerKeys: []lisp.Key{controllerKey}, AcceptMoreSpecifics: true, Prefixes: []lisp.EID{
+			lisp.MakeEID(0, netip.MustParsePrefix("10.0.0.0/8")), lisp.MakeEID(0, netip.MustParsePrefix("2001:db8:e1d::/48"))}}}},
 		control.New(log, conns...), store, map[string]lisp.Sink{"test": s}, log)
 	if err != nil {
 		t.Fatal(err)
@@ -198,6 +202,60 @@ func TestWarmRestartWithRealSocketsAndAFile(t *testing.T) {
 	defer s2.mu.Unlock()
 	if s2.full != 1 || len(s2.has) != 2 || s2.has[eid(1)].Version != 2 {
 		t.Errorf("the sink was told Full %d times and has %+v", s2.full, s2.has)
+	}
+}
+
+// Services outlive the process, and their controller: after the restart the sink has them at once, whole and in
+// the order of versions, and xTRs are answered what the D-ETR registered.
+func TestServicesAreThereAfterARestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ms.db")
+	stop := serve(t, path, &sink{told: make(chan lisp.Version, 1)})
+	c, d := newXTR(t, 2), newXTR(t, 3)
+	prefix := lisp.MakeEID(0, netip.MustParsePrefix("10.9.0.0/16"))
+	d.send(lisp.AppendSigned(nil, &lisp.MapRegister{ProxyReply: true, WantMapNotify: true, HasXTRID: true, XTRID: d.id, Nonce: 1, Merge: true,
+		Records: []lisp.Mapping{{EID: prefix, TTL: 1440, Locators: []lisp.Locator{{RLOC: d.addr, Priority: 1, Weight: 100, Reachable: true}}}}}, key))
+	d.receive()
+	register := func(ms ...lisp.Mapping) lisp.Message {
+		t.Helper()
+		c.nonce++
+		c.send(lisp.AppendSigned(nil, &lisp.MapRegister{WantMapNotify: true, Nonce: c.nonce, Records: ms}, controllerKey))
+		return c.receive()
+	}
+	service := func(outside, inside string, v lisp.Version) lisp.Mapping {
+		return lisp.NewService(netip.MustParsePrefix(outside), netip.MustParsePrefix(inside), v)
+	}
+	stays, moved := service("10.9.0.1/32", "2001:db8:e1d::1/128", 1), service("10.9.0.2/32", "2001:db8:e1d::2/128", 4)
+	gone := service("10.9.0.3/32", "2001:db8:e1d::3/128", 7)
+	if m, ok := register(stays, moved, gone).(*lisp.MapNotify); !ok || len(m.Records) != 3 || !m.Records[1].Equal(moved) {
+		t.Fatalf("answered %+v", m)
+	}
+	moved.Inside, moved.Version, gone.TTL, gone.Version = netip.MustParsePrefix("2001:db8:e1d::9/128"), 5, lisp.TTLDelete, 8
+	if m, ok := register(moved, gone).(*lisp.MapNotify); !ok || len(m.Records) != 2 || !m.Records[0].Equal(moved) || m.Records[1].TTL != 0 {
+		t.Fatalf("answered %+v", m)
+	}
+	stop()
+
+	s := &sink{told: make(chan lisp.Version, 1)}
+	stop = serve(t, path, s)
+	inner, err := lisp.Append(nil, &lisp.MapRequest{Nonce: 9, ITRRLOCs: []netip.Addr{d.addr}, Records: []lisp.RequestRecord{{EID: stays.EID}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.send(lisp.Append(nil, &lisp.ECM{Source: netip.AddrPortFrom(d.addr, lisp.ControlPort),
+		Dest: netip.AddrPortFrom(stays.EID.Prefix.Addr(), lisp.ControlPort), Inner: inner}))
+	if m, ok := d.receive().(*lisp.MapReply); !ok || len(m.Records) != 1 || m.Records[0].EID != prefix || m.Records[0].Locators[0].RLOC != d.addr {
+		t.Errorf("an xTR is answered %+v", m)
+	}
+	old := gone
+	old.TTL, old.Version = lisp.TTLLocal, 7
+	if m, ok := register(old).(*lisp.MapNotify); !ok || m.Records[0].TTL != 0 || m.Records[0].Version != 8 {
+		t.Errorf("an old version is answered %+v", m)
+	}
+	stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.full != 1 || len(s.has) != 3 || !s.has[stays.EID].Equal(stays) || !s.has[moved.EID].Equal(moved) || s.has[prefix].Negative() {
+		t.Errorf("the sink was told Full %d times and has %+v", s.full, s.has)
 	}
 }
 

@@ -345,6 +345,7 @@ func FuzzAPIPath(f *testing.F) {
 		mapping("198.51.100.10/32", 1, 1, loc("100.64.1.2"), loc("2001:db8:100:3::2")),
 		mapping("[7]2001:db8:e1d::/48", 1, 1, loc("100.64.1.2")),
 		mapping("[7]198.51.100.10/32", 1, 1, loc("2001:db8:100:3::2")),
+		service("2001:db8:5e::/48", "2001:db8:e1d::/48", 1),
 	} {
 		for _, p := range split(m) {
 			b, err := proto.Marshal(mappingRoute(64512, m.EID, p).apiPath(64512))

@@ -57,20 +57,32 @@ func sample(t testing.TB) (mapserver.Batch, mapserver.State) {
 		{SubscriptionKey: mapserver.SubscriptionKey{EID: eid(t, "198.51.100.0/24"), XTRID: x}, Removed: true,
 			Expires: time.Unix(1800000000, 1).UTC()},
 	}
-	b := mapserver.Batch{Registrations: map[lisp.EID]*mapserver.Registration{}, Nonces: nonces,
+	controller := netip.MustParseAddr("100.64.9.2")
+	services := []mapserver.Service{
+		{Mapping: lisp.NewService(netip.MustParsePrefix("198.51.100.10/32"), netip.MustParsePrefix("2001:db8:e1d::a/128"), 4095),
+			Site: "nezu", Source: controller, KeyID: 9, Since: time.Unix(1700000000, 5).UTC()},
+		{Mapping: lisp.NewService(netip.MustParsePrefix("2001:db8:5e::/48"), netip.MustParsePrefix("2001:db8:e1d::/48"), 1),
+			Site: "a \"quoted\" näme", KeyID: 255, Since: time.Unix(1, 0).UTC()},
+	}
+	services[1].Mapping.TTL = lisp.TTLDelete
+	b := mapserver.Batch{Registrations: map[lisp.EID]*mapserver.Registration{}, Nonces: nonces, Services: map[lisp.EID]*mapserver.Service{},
 		Subscriptions: map[mapserver.SubscriptionKey]*mapserver.Subscription{}}
 	for i := range regs {
 		b.Registrations[regs[i].Mapping.EID] = &regs[i]
 	}
+	for i := range services {
+		b.Services[services[i].Mapping.EID] = &services[i]
+	}
 	for i := range subs {
 		b.Subscriptions[subs[i].SubscriptionKey] = &subs[i]
 	}
-	return b, mapserver.State{Registrations: regs, Nonces: nonces, Subscriptions: subs}
+	return b, mapserver.State{Registrations: regs, Services: services, Nonces: nonces, Subscriptions: subs}
 }
 
 var compare = cmp.Options{
 	cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, lisp.EID{}, lisp.Locator{}),
 	cmpopts.SortSlices(func(a, b mapserver.Registration) bool { return a.Mapping.EID.Compare(b.Mapping.EID) < 0 }),
+	cmpopts.SortSlices(func(a, b mapserver.Service) bool { return a.Mapping.EID.Compare(b.Mapping.EID) < 0 }),
 	cmpopts.SortSlices(func(a, b mapserver.Subscription) bool { return a.XTRID.Compare(b.XTRID) < 0 }),
 }
 
@@ -95,7 +107,7 @@ func load(t *testing.T, s *Store) mapserver.State {
 func TestWhatIsSavedIsThereAfterReopening(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ms.db")
 	s := open(t, path)
-	if st := load(t, s); len(st.Registrations)+len(st.Nonces)+len(st.Subscriptions) != 0 {
+	if st := load(t, s); len(st.Registrations)+len(st.Services)+len(st.Nonces)+len(st.Subscriptions) != 0 {
 		t.Fatalf("a new file holds %+v", st)
 	}
 	b, want := sample(t)
@@ -113,7 +125,12 @@ func TestWhatIsSavedIsThereAfterReopening(t *testing.T) {
 	// Replaced and removed.
 	changed := *b.Registrations[eid(t, "198.51.100.10")]
 	changed.Mapping.Version = 1
+	service := *b.Services[eid(t, "198.51.100.10")]
+	service.Mapping.Inside = netip.MustParsePrefix("2001:db8:e1d::b/128")
 	b2 := mapserver.Batch{
+		// A registration and a service may have the same key.
+		Services: map[lisp.EID]*mapserver.Service{service.Mapping.EID: &service, eid(t, "2001:db8:5e::/48"): nil,
+			eid(t, "203.0.113.0/24"): nil},
 		Registrations: map[lisp.EID]*mapserver.Registration{
 			changed.Mapping.EID: &changed, eid(t, "[7]2001:db8:e1d::/48"): nil, eid(t, "203.0.113.0/24"): nil},
 		Subscriptions: map[mapserver.SubscriptionKey]*mapserver.Subscription{want.Subscriptions[0].SubscriptionKey: nil},
@@ -122,9 +139,34 @@ func TestWhatIsSavedIsThereAfterReopening(t *testing.T) {
 		t.Fatal(err)
 	}
 	want.Registrations = []mapserver.Registration{changed}
+	want.Services = []mapserver.Service{service}
 	want.Subscriptions = want.Subscriptions[1:]
 	if diff := cmp.Diff(want, load(t, s), compare); diff != "" {
 		t.Errorf("after a change (-want +got):\n%s", diff)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A file that was written before there were services is opened, and has none.
+func TestAFileFromBeforeServices(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ms.db")
+	s := open(t, path)
+	b, want := sample(t)
+	if err := s.Save(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucketServices) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	want.Services = nil
+	if diff := cmp.Diff(want, load(t, s), compare); diff != "" {
+		t.Errorf("loaded (-want +got):\n%s", diff)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -165,6 +207,11 @@ func TestABrokenRecordIsNamed(t *testing.T) {
 		{bucketRegistrations, "198.51.100.10/32", "{", `registration "198.51.100.10/32"`},
 		{bucketRegistrations, "198.51.100.10/32", "{}", "no valid EID"},
 		{bucketRegistrations, "198.51.100.10/32", `{"eid":"198.51.100.11/32","xtr_id":"` + strings.Repeat("0", 32) + `"}`, "is of 198.51.100.11/32"},
+		{bucketServices, "198.51.100.10/32", "{", `service "198.51.100.10/32"`},
+		{bucketServices, "198.51.100.10/32", "{}", "no masked prefix"},
+		{bucketServices, "198.51.100.10/32", `{"outside":"198.51.100.10/32","inside":"2001:db8::/64"}`, "host bits"},
+		{bucketServices, "198.51.100.10/32", `{"outside":"198.51.100.11/32","inside":"2001:db8::1/128"}`, "is of 198.51.100.11/32"},
+		{bucketServices, "198.51.100.10/32", `{"outside":"198.51.100.10/32","inside":"2001:db8::1/128","version":4096}`, "valid version"},
 		{bucketNonces, "short", "12345678", "cut short"},
 		{bucketSubscriptions, "k", "[]", "subscription 6b"},
 	} {
@@ -216,6 +263,37 @@ func FuzzDecodeRegistration(f *testing.F) {
 			t.Fatalf("%s: %v", again, err)
 		}
 		if diff := cmp.Diff(r, r2, compare); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+func FuzzDecodeService(f *testing.F) {
+	b, _ := sample(f)
+	for _, s := range b.Services {
+		v, err := encodeService(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(v)
+	}
+	f.Fuzz(func(t *testing.T, v []byte) {
+		s, err := decodeService(v)
+		if err != nil {
+			return
+		}
+		if err := lisp.CheckService(s.Mapping.EID, s.Mapping.Inside); err != nil {
+			t.Fatal(err)
+		}
+		again, err := encodeService(&s)
+		if err != nil {
+			return // a time that JSON cannot carry
+		}
+		s2, err := decodeService(again)
+		if err != nil {
+			t.Fatalf("%s: %v", again, err)
+		}
+		if diff := cmp.Diff(s, s2, compare); diff != "" {
 			t.Fatal(diff)
 		}
 	})
