@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What happens to a packet, once it is known. */
 #pragma once
-#include "packet.h"
+#include "translate.h"
 
 enum { EV_SOURCE = 1, EV_UNKNOWN_SOURCE, EV_MOVED, EV_NOT_LOCAL };
 
@@ -53,7 +53,8 @@ __noinline int report(struct __sk_buff *skb, struct pkt *p, u32 kind, u32 nonce)
 }
 
 /* up hands the packet to Go through lisp0. With UP_SEGMENT it goes as it is; otherwise without outer
- * headers. q is a hold or a port, seq what the reason asks for. */
+ * headers. What waits for a route goes up as map646 made it, all else as it came. q is a hold or a port, seq
+ * what the reason asks for. */
 __noinline int up(struct __sk_buff *skb, struct pkt *p, u32 why, u32 q, u32 seq)
 {
 	struct conf *c = get_conf();
@@ -62,10 +63,21 @@ __noinline int up(struct __sk_buff *skb, struct pkt *p, u32 why, u32 q, u32 seq)
 	if (!p || !c)
 		return TC_ACT_SHOT;
 
+	if (p->x && (why == UP_MISS || why == UP_HOLD)) {
+		if (apply(skb, p))
+			return drop(D_TRANSLATE, p->segs, p->len);
+	} else if (p->x) {
+		p->v6 = p->x != X_46;
+		p->x = 0;
+		if (why == UP_TOO_BIG)
+			why = UP_TRANSLATE;
+	}
+	if (why == UP_TRANSLATE)
+		count_translation(p);
 	if (why != UP_SEGMENT && p->outer) {
 		if (write_inner(skb, p, p->l3))
 			return drop(D_MALFORMED, p->segs, p->len);
-		if (strip(skb, p))
+		if (strip(skb, p, p->v6))
 			return drop(D_DECAP, p->segs, p->len);
 	}
 	m = (void *)(long)skb->data;
@@ -183,11 +195,19 @@ static __always_inline int out_counted(struct __sk_buff *skb, struct conf *c, co
 	return TC_ACT_SHOT; /* the original; its clone is out */
 }
 
+/* must_divide: IPv4 packets that may be fragmented are, should IPv6 not carry them everywhere (RFC 7915 section
+ * 4.1). */
+static __always_inline int must_divide(const struct conf *c, const struct pkt *p)
+{
+	return p->x == X_46 && (p->xflags & XF_DIVISIBLE) && p->seglen > c->lowest6;
+}
+
 static __always_inline int encap(struct __sk_buff *skb, struct conf *c, struct pkt *p, const struct mapping *m,
 				 u32 counter)
 {
 	struct rloc *r;
 	u32 most;
+	int rc;
 
 	if ((p->flags & F_TRANSIT) && !(m->flags & M_TRANSIT))
 		return not_local(skb, p);
@@ -205,14 +225,18 @@ static __always_inline int encap(struct __sk_buff *skb, struct conf *c, struct p
 	most = m->mtu ? m->mtu : c->mtu;
 	if (r->mtu && r->mtu < most)
 		most = r->mtu;
-	if (p->seglen > most)
+	if (p->seglen > most || must_divide(c, p))
 		return up(skb, p, UP_TOO_BIG, p->port, most);
 	if (p->len > 65535 - OUTER6) /* the outer length has 16 bits */
 		return up(skb, p, UP_SEGMENT, p->port, 0);
+	/* The kernel has marks of where the inner headers are, which could not be made anew. */
+	if (skb->gso_size && p->outer && p->x && p->x != X_66)
+		return up(skb, p, UP_SEGMENT, p->port, 0);
 	if (hops(p))
 		p->ttl--;
-	if (write_inner(skb, p, p->l3))
-		return drop(D_MALFORMED, p->segs, p->len);
+	rc = set_inner(skb, p);
+	if (rc)
+		return drop(-1 - rc, p->segs, p->len);
 	if (p->proto == IPPROTO_TCP && p->l4 && p->len < 200)
 		clamp_mss(skb, p->l4, most - (p->v6 ? 60 : 40));
 	count_route(counter, p->segs, p->len);
@@ -229,6 +253,7 @@ static __always_inline int deliver(struct __sk_buff *skb, struct conf *c, struct
 	u32 at = (u32)m->port - 1, ifindex = m->ifindex;
 	struct port *port = bpf_map_lookup_elem(&ports, &at);
 	struct eth *eth;
+	int rc;
 
 	if (!ifindex || !port || port->ifindex != ifindex)
 		return drop(D_NO_PATH, p->segs, p->len);
@@ -236,9 +261,12 @@ static __always_inline int deliver(struct __sk_buff *skb, struct conf *c, struct
 		/* The host's stack forwards, so that its filters see the packet. */
 		if (p->flags & F_STACK)
 			return drop(D_NO_PATH, p->segs, p->len);
-		if ((p->flags & F_TRANSIT) && write_inner(skb, p, p->l3))
-			return drop(D_MALFORMED, p->segs, p->len);
-		if (strip(skb, p))
+		if ((p->flags & F_TRANSIT) || p->x) {
+			rc = set_inner(skb, p);
+			if (rc)
+				return drop(-1 - rc, p->segs, p->len);
+		}
+		if (strip(skb, p, p->v6))
 			return drop(D_DECAP, p->segs, p->len);
 		count_route(counter, p->segs, p->len);
 		if (p->flags & F_DOWN)
@@ -247,13 +275,14 @@ static __always_inline int deliver(struct __sk_buff *skb, struct conf *c, struct
 	}
 	if (hops(p) && p->ttl <= 1)
 		return up_ttl(skb, c, p);
-	if (port->mtu && p->seglen > port->mtu)
+	if ((port->mtu && p->seglen > port->mtu) || must_divide(c, p))
 		return up(skb, p, UP_TOO_BIG, p->port, port->mtu);
 	if (hops(p))
 		p->ttl--;
-	if (write_inner(skb, p, p->l3))
-		return drop(D_MALFORMED, p->segs, p->len);
-	if (strip(skb, p))
+	rc = set_inner(skb, p);
+	if (rc)
+		return drop(-1 - rc, p->segs, p->len);
+	if (strip(skb, p, p->v6))
 		return drop(D_DECAP, p->segs, p->len);
 	eth = (void *)(long)skb->data;
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
@@ -278,11 +307,19 @@ static __always_inline int native(struct __sk_buff *skb, struct conf *c, struct 
 	struct bpf_redir_neigh nh = {};
 	struct eth *eth;
 	long rc;
+	int bad;
 
+	if (must_divide(c, p))
+		return up(skb, p, UP_TOO_BIG, p->port, c->lowest6);
 	if (!(p->flags & F_TRANSIT)) {
 		if (p->flags & F_STACK)
 			return drop(D_NO_PATH, p->segs, p->len);
 		count_route(counter, p->segs, p->len);
+		if (p->x) {
+			bad = set_inner(skb, p);
+			if (bad)
+				return drop(-1 - bad, p->segs, p->len);
+		}
 		if (p->flags & F_DOWN)
 			bpf_skb_change_type(skb, PACKET_HOST);
 		return TC_ACT_OK;
@@ -304,10 +341,13 @@ static __always_inline int native(struct __sk_buff *skb, struct conf *c, struct 
 		f.ipv4_dst = p->dst.w[3];
 	}
 	rc = bpf_fib_lookup(skb, &f, sizeof(f), 0);
+	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED && p->x)
+		return up(skb, p, UP_TOO_BIG, p->port, f.tot_len);
 	if ((rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH) || p->ttl <= 1) {
-		if (write_inner(skb, p, p->l3))
-			return drop(D_MALFORMED, p->segs, p->len);
-		if (strip(skb, p))
+		bad = set_inner(skb, p);
+		if (bad)
+			return drop(-1 - bad, p->segs, p->len);
+		if (strip(skb, p, p->v6))
 			return drop(D_DECAP, p->segs, p->len);
 		if (p->flags & F_DOWN)
 			bpf_skb_change_type(skb, PACKET_HOST);
@@ -316,9 +356,10 @@ static __always_inline int native(struct __sk_buff *skb, struct conf *c, struct 
 	if (f.ifindex == c->door)
 		return drop(D_NO_PATH, p->segs, p->len);
 	p->ttl--;
-	if (write_inner(skb, p, p->l3))
-		return drop(D_MALFORMED, p->segs, p->len);
-	if (strip(skb, p))
+	bad = set_inner(skb, p);
+	if (bad)
+		return drop(-1 - bad, p->segs, p->len);
+	if (strip(skb, p, p->v6))
 		return drop(D_DECAP, p->segs, p->len);
 	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH) {
 		nh.nh_family = f.family;
@@ -384,4 +425,16 @@ __noinline int forward(struct __sk_buff *skb, struct pkt *p)
 	}
 	count_route(counter, p->segs, p->len);
 	return drop(D_ROUTE, p->segs, p->len);
+}
+
+/* onward translates what is to be translated, and forwards. */
+static __always_inline int onward(struct __sk_buff *skb, struct conf *c, struct pkt *p)
+{
+	if ((c->flags & C_TRANSLATE) && !(p->tag & 0xffffff)) {
+		int rc = plan(skb, p);
+
+		if (rc != TC_ACT_UNSPEC)
+			return rc;
+	}
+	return forward(skb, p);
 }

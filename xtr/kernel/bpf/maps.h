@@ -79,7 +79,10 @@ struct port {
 };
 
 #define SELF 8
-enum { C_ANCHOR = 1 };
+/* conf.flags. What is to be translated, if anything: a pool prefix is set, there are services with IPv4 or
+ * IPv6 outside, some are more than one address; only global addresses may be behind the pool prefix. */
+enum { C_ANCHOR = 1, C_POOL = 2, C_SERVICES4 = 4, C_SERVICES6 = 8, C_RANGES = 16, C_GLOBAL = 32 };
+#define C_TRANSLATE (C_POOL | C_SERVICES4 | C_SERVICES6)
 struct conf {
 	u64 secret; /* marks XDP metadata as ours */
 	u32 door;   /* interface index of lisp0 */
@@ -92,6 +95,12 @@ struct conf {
 	u32 ttl_rate;
 	be32 self4[SELF];
 	u32 self6[SELF][4];
+	u32 pool[4]; /* RFC 6052: the rest of IPv4 as VMs see it */
+	u32 pool_mask[4];
+	u32 pool_len;
+	u32 lowest6; /* larger IPv6 packets are not made of IPv4 packets that may be fragmented */
+	u32 translate_rate;
+	u32 pad;
 };
 
 union addr {
@@ -103,6 +112,15 @@ union addr {
 /* tag: instance-ID, and the family in the top byte */
 #define TAG4 0x04000000
 #define TAG6 0x06000000
+
+/* Services are looked up like EIDs, by tags of their own: by what is outside of one with IPv4 and IPv6
+ * outside, and by what is inside. The lower half of the top byte is the family of the address. */
+#define TAG_OUT4 0x44000000
+#define TAG_OUT6 0x46000000
+#define TAG_IN4 0x86000000
+#define TAG_IN6 0xa6000000
+#define TAG_SERVICE 0xc0000000
+#define TAG_V6 0x02000000
 
 struct hit {
 	union addr addr; /* IPv4: in the last word */
@@ -152,6 +170,36 @@ struct limit_key {
 struct bucket_of_tokens {
 	u64 filled; /* jiffies */
 	u64 tokens; /* 1024ths */
+};
+
+/* A service: addresses outside and the EIDs inside, and which bits of an address stay as they are. It is not
+ * changed while it can be found. Number 0 is the answer for "no service". IPv4 in the last word. */
+enum { S_EXPLICIT = 1, S_ONE_TO_ONE, S_NEUTRAL };
+struct service {
+	u32 outside[4], inside[4], keep[4];
+	u8 kind;
+	u8 bits; /* that stay */
+	u8 word; /* S_NEUTRAL: the first 16-bit word that may make up for the prefix */
+	u8 pad;
+	u16 in, out; /* S_NEUTRAL: what is added to that word (RFC 6296 section 3) */
+	u64 pad2;
+};
+
+/* What a service has translated, by direction; bytes of the packets outside. */
+struct service_count {
+	u64 in_packets, in_bytes;
+	u64 out_packets, out_bytes;
+};
+
+struct service_key {
+	u32 tag;
+	u32 addr[4];
+};
+
+struct service_range {
+	u32 plen;
+	u32 tag;
+	u32 addr[4]; /* IPv4 in the first word */
 };
 
 #define MAP(name, t, k, v, n)                                                                      \
@@ -238,6 +286,30 @@ struct {
 	__array(values, struct chunk);
 } counters SEC(".maps");
 
+/* The services. Hosts, nearly all there are, have a table of their own, which takes less time to ask. The
+ * target's mapping is the service's number. */
+LINES(services, struct service, 65536); /* * */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct service_key);
+	__type(value, struct target);
+	__uint(max_entries, 131072); /* * */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} service_hosts SEC(".maps");
+TRIE(service_ranges, struct service_range, struct target, 131072); /* * */
+struct service_chunk {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(key_size, sizeof(u32));
+	__uint(value_size, sizeof(struct service_count));
+	__uint(max_entries, CHUNK);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, u32);
+	__uint(max_entries, 65); /* * */
+	__array(values, struct service_chunk);
+} service_counters SEC(".maps");
+
 enum drop {
 	D_MALFORMED,
 	D_UNKNOWN_SOURCE,
@@ -255,15 +327,18 @@ enum drop {
 	D_ENCAP,
 	D_DECAP,
 	D_DOOR,
+	D_TRANSLATE,
+	D_POOL,
+	D_TRANSLATE_RATE,
 	D_MAX,
 };
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, u32, struct count, 32);
 
 /* What was handed up, by fib.Reason. */
-enum { UP_MISS = 1, UP_HOLD, UP_COPY, UP_TOO_BIG, UP_TTL, UP_SEGMENT };
+enum { UP_MISS = 1, UP_HOLD, UP_COPY, UP_TOO_BIG, UP_TTL, UP_SEGMENT, UP_TRANSLATE };
 MAP(ups, BPF_MAP_TYPE_PERCPU_ARRAY, u32, struct count, 8);
 
-enum { T_MISS, T_TTL, T_EVENT, T_MAX };
+enum { T_MISS, T_TTL, T_EVENT, T_TRANSLATE, T_MAX };
 MAP(tokens, BPF_MAP_TYPE_PERCPU_ARRAY, u32, struct bucket_of_tokens, T_MAX);
 
 struct {

@@ -91,6 +91,26 @@ struct pkt {
 	u8 proto;
 	u8 ttl, tos; /* what the inner header will say: outer ones merged in */
 	u8 frag;
+	/* What map646 is about to do. While x is not 0 the bytes are still what they were, but all that is
+	 * said above is what they will be. */
+	u8 x;
+	u8 xflags;
+	u8 marked;	/* bore outer headers that the kernel still has marks of */
+	u8 pad;
+	u32 xlen;	/* of the packet as it is outside */
+	u32 in, out;	/* counters of the services, 0 = none */
+};
+
+/* pkt.x: 4 to 6, 6 to 4, 6 to 6 */
+enum { X_46 = 1, X_64, X_66 };
+
+/* pkt.xflags */
+enum {
+	XF_FRAG = 1,	  /* is a fragment */
+	XF_SUM = 2,	  /* a checksum covers the addresses, and is in this packet */
+	XF_NEUTRAL = 4,	  /* but need not change */
+	XF_DIVISIBLE = 8, /* an IPv4 packet that may be fragmented */
+	XF_LABEL = 16,	  /* the flow label goes */
 };
 
 /* Frames through lisp0; package fib has the other side of this. */
@@ -309,26 +329,22 @@ static __always_inline int write_inner(struct __sk_buff *skb, const struct pkt *
 	return 0;
 }
 
-static __always_inline be16 eth_proto(const struct pkt *p)
-{
-	return p->v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
-}
-
-/* strip takes the outer headers off. The Ethernet header stays, with the inner EtherType. */
-static __always_inline int strip(struct __sk_buff *skb, struct pkt *p)
+/* strip takes the outer headers off what is IPv6 inside, or IPv4. The Ethernet header stays, with the inner
+ * EtherType. */
+static __always_inline int strip(struct __sk_buff *skb, struct pkt *p, int v6)
 {
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	struct eth *eth;
 
 	if (!p->outer)
 		return 0;
-	flags |= p->v6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4;
+	flags |= v6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4;
 	if (bpf_skb_adjust_room(skb, -(s32)p->outer, BPF_ADJ_ROOM_MAC, flags))
 		return -1;
 	eth = (void *)(long)skb->data;
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
 		return -1;
-	eth->proto = eth_proto(p);
+	eth->proto = v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	if (p->l4)
 		p->l4 -= p->outer;
 	p->l3 = ETH_LEN;
@@ -423,6 +439,20 @@ static __always_inline int push6(struct __sk_buff *skb, const struct rloc *r, co
  * the kernel would refuse to mark it as encapsulated once more, and its marks are right already. */
 static __always_inline int wrap(struct __sk_buff *skb, const struct rloc *r, struct pkt *p)
 {
+	if (!p->outer && p->marked) {
+		/* It was translated without outer headers, but the marks of the old ones stayed. It is no
+		 * super-packet, so they do no harm, but new ones cannot be made. */
+		if (bpf_skb_adjust_room(skb, r->v6 ? OUTER6 : OUTER4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+			return -1;
+		if (r->v6 == p->v6)
+			return r->v6 ? push6(skb, r, p) : push4(skb, r, p);
+		if (bpf_skb_adjust_room(skb, 4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+		    bpf_skb_adjust_room(skb, -4, BPF_ADJ_ROOM_MAC,
+					BPF_F_ADJ_ROOM_FIXED_GSO |
+					(r->v6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : BPF_F_ADJ_ROOM_DECAP_L3_IPV4)))
+			return -1;
+		return r->v6 ? push6(skb, r, p) : push4(skb, r, p);
+	}
 	if (!p->outer) {
 		if (r->v6) {
 			if (bpf_skb_adjust_room(skb, OUTER6, BPF_ADJ_ROOM_MAC,

@@ -5,21 +5,6 @@
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
-/* never_forwarded: multicast, broadcast, link-local, loopback and unspecified addresses. */
-static __always_inline int never_forwarded(const union addr *a, u8 v6)
-{
-	if (v6) {
-		u32 first = bpf_ntohl(a->w[0]);
-
-		return (first >> 24) == 0xff || (first & 0xffc00000) == 0xfe800000 ||
-		       (a->d[0] == 0 && a->w[2] == 0 && (a->w[3] & ~bpf_htonl(1)) == 0);
-	} else {
-		u32 v4 = bpf_ntohl(a->w[3]);
-
-		return v4 >= 0xe0000000 || (v4 >> 24) == 127 || (v4 >> 24) == 0 || (v4 >> 16) == 0xa9fe;
-	}
-}
-
 static __always_inline int is_ip(struct __sk_buff *skb)
 {
 	return skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6);
@@ -134,7 +119,7 @@ SEC("tc") int vm_out(struct __sk_buff *skb)
 }
 
 /* inner checks the inner addresses against who sent the packet, then forwards it. */
-static __always_inline int inner(struct __sk_buff *skb, struct pkt *p)
+static __always_inline int inner(struct __sk_buff *skb, struct conf *c, struct pkt *p)
 {
 	if (never_forwarded(&p->dst, p->v6))
 		return drop(D_MALFORMED, p->segs, p->len);
@@ -144,7 +129,7 @@ static __always_inline int inner(struct __sk_buff *skb, struct pkt *p)
 		if (covered(&own4, &own6, &p->src, p->tag))
 			return drop(D_SPOOFED_SOURCE, p->segs, p->len);
 	}
-	return forward(skb, p);
+	return onward(skb, c, p);
 }
 
 /* is_tunnel_gso: the segments of a super-packet share one outer header. Not so where UDP GRO merged
@@ -212,7 +197,7 @@ static __always_inline int decap(struct __sk_buff *skb, struct conf *c, struct p
 	 * are off, and lose them. Through lisp0 it splits them as they are. */
 	if (skb->gso_size && p->proto != IPPROTO_TCP)
 		return up(skb, p, UP_SEGMENT, 0, 0);
-	return inner(skb, p);
+	return inner(skb, c, p);
 }
 
 /* under_in: a frame from the underlay. */
@@ -231,7 +216,7 @@ SEC("tc") int under_in(struct __sk_buff *skb)
 		p.rloc = meta->rloc;
 		if (parse(skb, &p))
 			return drop(D_MALFORMED, 1, skb->len);
-		return inner(skb, &p);
+		return inner(skb, c, &p);
 	}
 	return decap(skb, c, &p, 0);
 }
@@ -255,7 +240,7 @@ SEC("tc") int up_in(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (covered(&own4, &own6, &p.src, p.tag))
 		return drop(D_SPOOFED_SOURCE, p.segs, p.len);
-	return forward(skb, &p);
+	return onward(skb, c, &p);
 }
 
 /* door_in: a frame that Go wrote to lisp0. */
@@ -293,7 +278,7 @@ SEC("tc") int door_in(struct __sk_buff *skb)
 		if (parse(skb, &p))
 			rc = drop(D_MALFORMED, 1, skb->len);
 		else
-			rc = inner(skb, &p);
+			rc = inner(skb, c, &p);
 	}
 	reinjected(&p);
 	return rc;
@@ -314,7 +299,28 @@ SEC("tc") int door_out(struct __sk_buff *skb)
 		return drop(D_MALFORMED, 1, skb->len);
 	if (never_forwarded(&p.dst, p.v6))
 		return TC_ACT_UNSPEC;
-	return forward(skb, &p);
+	return onward(skb, c, &p);
+}
+
+/* translate is attached nowhere: it is run by hand on a packet, as if that came from the cloud, and translates
+ * it for a way on of conf.mtu bytes. */
+SEC("tc") int translate(struct __sk_buff *skb)
+{
+	struct pkt p = {.l3 = ETH_LEN, .flags = F_CLOUD | F_TRANSIT};
+	struct conf *c = get_conf();
+	int rc;
+
+	if (!c || !is_ip(skb))
+		return TC_ACT_UNSPEC;
+	if (parse(skb, &p))
+		return drop(D_MALFORMED, 1, skb->len);
+	rc = plan(skb, &p);
+	if (rc != TC_ACT_UNSPEC || !p.x)
+		return rc;
+	if (p.seglen > c->mtu || must_divide(c, &p))
+		return up(skb, &p, UP_TOO_BIG, 0, c->mtu);
+	rc = set_inner(skb, &p);
+	return rc ? drop(-1 - rc, p.segs, p.len) : TC_ACT_OK;
 }
 
 /* clock tells Go the kernel's jiffies. */
