@@ -16,8 +16,14 @@ import (
 // doorQueueLen is how many frames wait in lisp0 for Go at most.
 const doorQueueLen = 10000
 
-// routeProtocol marks the kernel routes that are ours.
-const routeProtocol = 76 // "L"; not among those that routing daemons have taken
+const (
+	// routeProtocol marks the kernel routes that are ours; "L"; not among those that routing daemons have taken.
+	routeProtocol = 76
+	// doorProtocol marks those into lisp0 as the kernel's own. They are there whether anything is announced or not, and
+	// longer than the process: a routing daemon that redistributes what others put into the kernel must not see them.
+	// All pass over this protocol.
+	doorProtocol = unix.RTPROT_KERNEL
+)
 
 // door is lisp0.
 type door struct {
@@ -128,30 +134,36 @@ func (d *DataPlane) doorRoutes() error {
 			want[e.Prefix.String()] = e
 		}
 	}
-	filter := &netlink.Route{LinkIndex: d.door.index, Protocol: routeProtocol}
-	have, err := d.nl.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	have, err := d.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: d.door.index}, netlink.RT_FILTER_OIF)
 	if err != nil {
 		return fmt.Errorf("%s: routes: %w", d.cfg.LISP0, err)
 	}
+	var stale []netlink.Route
 	for _, r := range have {
-		if r.Dst == nil {
+		if r.Dst == nil || r.Protocol != doorProtocol && r.Protocol != routeProtocol || r.Dst.IP.IsLinkLocalUnicast() || r.Dst.IP.IsMulticast() {
 			continue
 		}
-		if _, ok := want[r.Dst.String()]; ok {
+		if _, ok := want[r.Dst.String()]; ok && r.Protocol == doorProtocol {
 			delete(want, r.Dst.String())
 			continue
 		}
-		if err := d.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("%s: remove the route to %s: %w", d.cfg.LISP0, r.Dst, err)
-		}
+		stale = append(stale, r)
 	}
 	for _, e := range want {
-		r := &netlink.Route{LinkIndex: d.door.index, Dst: ipNet(e), Protocol: routeProtocol}
+		// The best metric there is: what a routing daemon has learned of our own EIDs does not lead there.
+		r := &netlink.Route{LinkIndex: d.door.index, Dst: ipNet(e), Protocol: doorProtocol}
 		if e.Prefix.Addr().Is4() {
 			r.Scope = netlink.SCOPE_LINK
+		} else {
+			r.Priority = 1
 		}
 		if err := d.nl.RouteReplace(r); err != nil {
 			return fmt.Errorf("%s: route to %s: %w", d.cfg.LISP0, e, err)
+		}
+	}
+	for _, r := range stale {
+		if err := d.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("%s: remove the route to %s: %w", d.cfg.LISP0, r.Dst, err)
 		}
 	}
 	return nil

@@ -251,7 +251,7 @@ func TestHostRoutes(t *testing.T) {
 	l := newLab(t)
 	check := func(want ...lisp.EID) {
 		t.Helper()
-		routes, err := l.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		routes, err := l.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: doorProtocol}, netlink.RT_FILTER_PROTOCOL)
 		l.must(err)
 		got := map[string]bool{}
 		for _, r := range routes {
