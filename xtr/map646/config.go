@@ -28,7 +28,8 @@ type Config struct {
 	Hairpin Hairpin
 
 	// ICMPSource are the IPv4 addresses from which one is picked at random as the source of ICMP errors of routers that
-	// have none (RFC 6791 section 5): an address or a prefix. Without it such errors are dropped.
+	// have none (RFC 6791 section 5): an address or a prefix. Without it, that is Addr4; without both, such errors are
+	// dropped.
 	ICMPSource netip.Prefix
 	// NoICMPExtension leaves out the router's IPv6 address, which ICMP errors from ICMPSource carry otherwise (RFC 6791
 	// section 4, RFC 5837).
@@ -162,6 +163,9 @@ func (c *Config) check() error {
 func (c Config) complete() Config {
 	if c.LowestMTU6 == 0 {
 		c.LowestMTU6 = MinMTU6
+	}
+	if !c.ICMPSource.IsValid() && c.Addr4.IsValid() {
+		c.ICMPSource = netip.PrefixFrom(c.Addr4, 32)
 	}
 	c.Plateaus = slices.Clone(c.Plateaus)
 	if len(c.Plateaus) == 0 {

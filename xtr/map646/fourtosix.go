@@ -24,7 +24,10 @@ func (c *call) from4() Result {
 	if c.o.Hop {
 		h.ttl--
 	}
-	out, f := c.fourToSix(c.s.buf, c.packet, &h, e, c.t.cfg.Hairpin == HairpinSimple)
+	// Nobody out there has an address of ours: that of a VM which came round by IPv4 is to be answered the same way, and
+	// that of a liar must not become an EID.
+	simple := c.t.cfg.Hairpin == HairpinSimple || c.t.cfg.Hairpin == HairpinIntrinsic && c.o.Internet
+	out, f := c.fourToSix(c.s.buf, c.packet, &h, e, simple)
 	if f.failed() {
 		return c.fail(f)
 	}

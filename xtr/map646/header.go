@@ -51,11 +51,17 @@ func (h *header4) fragment() bool { return h.mf || h.offset > 0 }
 // parse4 reads the header of a whole IPv4 packet.
 func parse4(b []byte) (h header4, ok bool) {
 	h, ok = parseInner4(b)
-	if !ok || h.total > len(b) || h.offset+h.total-h.length > 0xffff {
+	if !ok || h.total > len(b) {
 		return h, false
 	}
 	h.data = b[h.length:h.total]
-	return h, true
+	return h, possible(h.offset, len(h.data), h.mf)
+}
+
+// possible reports whether there can be a fragment of n bytes at an offset: with more behind it its end is that of a unit
+// of 8 bytes, and none goes beyond the largest packet (RFC 791 section 3.2, RFC 8200 section 4.5).
+func possible(offset, n int, more bool) bool {
+	return offset+n <= 0xffff && (!more || n%8 == 0)
 }
 
 // parseInner4 reads the header of an IPv4 packet of which only the beginning may be there: data is what there is.
@@ -112,7 +118,7 @@ func parse6(b []byte) (h header6, ok bool) {
 	if n := header6Len + int(binary.BigEndian.Uint16(b[4:])); n <= len(b) {
 		h, ok = parseInner6(b[:n])
 	}
-	return h, ok && h.offset+h.total-h.upper <= 0xffff
+	return h, ok && possible(h.offset, len(h.data), h.mf)
 }
 
 // parseInner6 reads the headers of an IPv6 packet of which only the beginning may be there: data is what there is of

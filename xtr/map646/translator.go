@@ -74,7 +74,8 @@ type Options struct {
 	Largest int
 	// Hop decrements TTL or hop limit, once, and drops what has none left. Without it that is whose forwarding follows.
 	Hop bool
-	// Internet says that the packet came from outside of the cloud: it is not translated to IPv4.
+	// Internet says that the packet came from outside of the cloud: it is not translated to IPv4, and its source is no VM's
+	// even if that is a service address.
 	Internet bool
 	// Scratch is where the Result is built, for a caller that is done with it before its next packet: with it, no
 	// memory is allocated. nil = new memory.

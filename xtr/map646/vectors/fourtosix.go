@@ -48,9 +48,16 @@ func fourToSix() []Vector {
 		{Name: "source-zero", Shows: "7915 4.1", In: with(tcp4, func(p *IP4) { p.Src = "0.0.0.0" }), Reason: "illegal-source"},
 		{Name: "source-multicast", Shows: "7915 4.1", In: with(tcp4, func(p *IP4) { p.Src = "224.0.0.1" }), Reason: "illegal-source"},
 		{Name: "source-broadcast", Shows: "7915 4.1", In: with(tcp4, func(p *IP4) { p.Src = "255.255.255.255" }), Reason: "illegal-source"},
-		{Name: "source-is-a-service", Shows: "7757 3.2", // not simple hairpinning: each address for itself
+		{Name: "source-is-a-service", Shows: "7757 3.2", // each address for itself
 			In:  IP4{Src: b4, Dst: a4, Proto: UDP, Data: udp(b4, a4, 8)}.Bytes(),
-			Out: one(IP6{Src: b, Dst: a, Next: UDP, Data: udp(b, a, 8)}.Bytes()), Reason: t, Kernel: true},
+			Out: one(IP6{Src: b, Dst: a, Next: UDP, Data: udp(b, a, 8)}.Bytes()), Reason: t},
+		{Name: "source-is-a-service-from-internet", Shows: "7757 4.2.1", Internet: true,
+			In:  IP4{Src: b4, Dst: a4, Proto: UDP, Data: udp(b4, a4, 8)}.Bytes(),
+			Out: one(IP6{Src: pb, Dst: a, Next: UDP, Data: udp(pb, a, 8)}.Bytes()), Reason: t, Kernel: true},
+		{Name: "fragment-not-of-8", Shows: "7915 4.1", Reason: "malformed",
+			In: IP4{Src: client, Dst: a4, ID: 3, MF: true, Proto: UDP, Data: udp(client, a4, 92)[:44]}.Bytes()},
+		{Name: "fragment-beyond-64k", Shows: "7915 4.1", Reason: "malformed",
+			In: IP4{Src: client, Dst: a4, ID: 3, Offset: 65528, Proto: UDP, Data: Pattern(16)}.Bytes()},
 
 		// Transports.
 		{Name: "igmp", Shows: "7915 4.2", In: IP4{Src: client, Dst: a4, Proto: IGMP, Data: Pattern(8)}.Bytes(), Reason: "igmp"},

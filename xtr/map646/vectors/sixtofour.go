@@ -80,6 +80,8 @@ func sixToFour() []Vector {
 		Vector{Name: "6-fragment-esp", Shows: "7915 5.1.1", Reason: t,
 			In:  IP6{Src: a, Dst: pClient, Next: Fragment6, Data: FragmentHeader(ESP, 0, true, 1, Pattern(48))}.Bytes(),
 			Out: one(IP4{Src: a4, Dst: client, ID: 1, MF: true, Proto: ESP, Data: Pattern(48)}.Bytes())},
+		Vector{Name: "6-fragment-not-of-8", Shows: "7915 5.1.1", Reason: "malformed",
+			In: IP6{Src: a, Dst: pClient, Next: Fragment6, Data: FragmentHeader(UDP, 0, true, 1, d6[:44])}.Bytes()},
 		Vector{Name: "6-fragment-extension", Shows: "7915 5.1.1", In: dropped, Reason: "fragment-extension-header", Reply: error6(a, 1, 1, 0, dropped)},
 		Vector{Name: "6-fragment-ah", Shows: "7915 5.1.1", In: ah, Reason: "fragment-extension-header", Reply: error6(a, 1, 1, 0, ah)},
 		Vector{Name: "6-fragment-behind-options", Shows: "7915 5.1.1", Reason: t,
