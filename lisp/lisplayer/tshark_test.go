@@ -99,6 +99,13 @@ func fullRecords() []lisp.Mapping {
 	}
 }
 
+func serviceRecords() []lisp.Mapping {
+	return []lisp.Mapping{
+		lisp.NewService(netip.MustParsePrefix("198.51.100.10/32"), netip.PrefixFrom(web6, 128), 0xabc),
+		lisp.NewService(netip.MustParsePrefix("2001:db8:5e::/48"), netip.MustParsePrefix("2001:db8:e1d::/48"), 1),
+	}
+}
+
 func fullRequest() *lisp.MapRequest {
 	reply := fullRecords()[1]
 	return &lisp.MapRequest{
@@ -146,6 +153,10 @@ func specimens(t *testing.T) (ss []specimen) {
 		} {
 			add(fmt.Sprintf("map-reply %d", i), plain(reply), showReply(reply))
 		}
+
+		// A service is an ordinary locator to it, whose address is a key/value address pair.
+		services := &lisp.MapReply{Nonce: 3, Records: serviceRecords()}
+		add("services", plain(services), showReply(services))
 
 		for _, alg := range []lisp.Algorithm{lisp.AlgHMACSHA1_96, lisp.AlgHMACSHA256_128, lisp.AlgHMACSHA256_128_HKDF} {
 			for _, format := range []lisp.Format{lisp.FormatRFC, lisp.FormatDeployed} {
@@ -285,8 +296,12 @@ func showRequest(m *lisp.MapRequest) []string {
 
 func showRecords(ms []lisp.Mapping, probes bool) (shown []string) {
 	for _, m := range ms {
-		shown = append(shown, field("lisp.mapping.ttl", uint32(m.TTL)), field("lisp.mapping.loccnt", len(m.Locators)),
-			field("lisp.mapping.eid.masklen", m.EID.Prefix.Bits()), field("lisp.mapping.act", uint8(m.Action)),
+		locators, action := len(m.Locators), m.Action
+		if m.IsService() {
+			locators, action = 1, lisp.ActNone
+		}
+		shown = append(shown, field("lisp.mapping.ttl", uint32(m.TTL)), field("lisp.mapping.loccnt", locators),
+			field("lisp.mapping.eid.masklen", m.EID.Prefix.Bits()), field("lisp.mapping.act", uint8(action)),
 			flag("lisp.mapping.auth", m.Authoritative), field("lisp.mapping.ver", uint16(m.Version)))
 		shown = append(shown, eidFields("lisp.mapping.eid.", m.EID)...)
 		for _, l := range m.Locators {
@@ -294,6 +309,12 @@ func showRecords(ms []lisp.Mapping, probes bool) (shown []string) {
 				field("lisp.loc.multicast_priority", l.MPriority), field("lisp.loc.multicast_weight", l.MWeight),
 				flag("lisp.loc.flags.local", l.Local), flag("lisp.loc.flags.probe", l.Probed && probes),
 				flag("lisp.loc.flags.reach", l.Reachable), field("lisp.loc.locator", l.RLOC))
+		}
+		if m.IsService() {
+			shown = append(shown, field("lisp.loc.priority", 255), field("lisp.loc.weight", 0), field("lisp.loc.multicast_priority", 255),
+				field("lisp.loc.multicast_weight", 0), flag("lisp.loc.flags.local", false), flag("lisp.loc.flags.probe", false),
+				flag("lisp.loc.flags.reach", false), field("lisp.lcaf.type", 15),
+				ipField("lisp.lcaf.kv_key.", m.EID.Prefix.Addr()), ipField("lisp.lcaf.kv_value.", m.Inside.Addr()))
 		}
 	}
 	return shown
