@@ -76,6 +76,10 @@ func NewServer(path string, about About, d Daemon, extra http.Handler) *Server {
 			fail(w, http.StatusInternalServerError, err)
 			return
 		}
+		if e, ok := v.(Encoded); ok {
+			e.ServeHTTP(w, r)
+			return
+		}
 		reply(w, v)
 	})
 	s.mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) {
@@ -154,6 +158,12 @@ func RequireToken(token string, h http.Handler) http.Handler {
 		h.ServeHTTP(w, r)
 	})
 }
+
+// Reply answers with v as JSON; Fail with an error, as a [Client] understands it.
+func Reply(w http.ResponseWriter, v any) { reply(w, v) }
+
+// Fail is described at [Reply].
+func Fail(w http.ResponseWriter, status int, err error) { fail(w, status, err) }
 
 func reply(w http.ResponseWriter, v any) {
 	b, err := json.Marshal(v)

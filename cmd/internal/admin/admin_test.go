@@ -8,7 +8,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +23,7 @@ func (fake) Shows() map[string]func(context.Context) (any, error) {
 	return map[string]func(context.Context) (any, error){
 		"local":    func(context.Context) (any, error) { return []map[string]string{{"eid": "10.0.0.1/32"}}, nil },
 		"counters": func(context.Context) (any, error) { return nil, errors.New("the owner is gone") },
+		"large":    func(context.Context) (any, error) { return large.Load().(Encoded), nil },
 	}
 }
 
@@ -68,7 +71,7 @@ func TestSocket(t *testing.T) {
 	if _, err := c.Show(ctx, "counters"); err == nil || !strings.Contains(err.Error(), "the owner is gone") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := c.Show(ctx, "nonsense"); err == nil || !strings.Contains(err.Error(), "[counters local]") {
+	if _, err := c.Show(ctx, "nonsense"); err == nil || !strings.Contains(err.Error(), "[counters large local]") {
 		t.Errorf("an unknown table must list those that there are; got %v", err)
 	}
 	var f []lisp.Finding
@@ -93,6 +96,30 @@ func TestStaleSocket(t *testing.T) {
 	err := NewServer(path, About{}, fake{}, nil).Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "another daemon") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// large is what the table of that name is.
+var large atomic.Value
+
+// A table that is encoded already comes as it is, and to who has it not a second time.
+func TestEncoded(t *testing.T) {
+	_, c := start(t, filepath.Join(t.TempDir(), "x.sock"))
+	for _, n := range []int{2, largeAnswer, 3 << 20} {
+		rows := "[" + strings.Repeat(" ", n-2) + "]"
+		large.Store(Encoded{Body: []byte(rows), Tag: "a" + strconv.Itoa(n)})
+		b, err := c.Show(t.Context(), "large")
+		if err != nil || string(b) != rows {
+			t.Fatalf("%d bytes: %d bytes, %v", n, len(b), err)
+		}
+		// The same tag: the body is not looked at.
+		large.Store(Encoded{Body: []byte("[1]"), Tag: "a" + strconv.Itoa(n)})
+		if b, err := c.Show(t.Context(), "large"); err != nil || string(b) != rows {
+			t.Errorf("unchanged: %d bytes, %v", len(b), err)
+		}
+		if b, err := Dial(c.Path).Show(t.Context(), "large"); err != nil || string(b) != "[1]" {
+			t.Errorf("for another: %s, %v", b, err)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -18,15 +19,24 @@ const DefaultSockets = "/run/tabi/*.sock"
 
 func sameToken(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 
-// Client talks to one daemon's socket.
+// Client talks to one daemon's socket. Its methods may be called from any goroutine.
 type Client struct {
 	Path string
 	http http.Client
+
+	mu   sync.Mutex
+	seen map[string]answered // by path: what an unchanged answer is
+}
+
+// answered is an answer that a daemon gave a tag.
+type answered struct {
+	tag  string
+	body json.RawMessage
 }
 
 // Dial makes a client; nothing is sent yet.
 func Dial(path string) *Client {
-	return &Client{Path: path, http: http.Client{
+	return &Client{Path: path, seen: map[string]answered{}, http: http.Client{
 		Timeout: 10 * time.Second,
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
@@ -35,11 +45,23 @@ func Dial(path string) *Client {
 	}}
 }
 
-// Get fetches one path as JSON text. An error that the daemon answers with is the error.
+// Get fetches one path as JSON text. An error that the daemon answers with is the error. What has not changed since
+// the last Get is not sent again.
 func (c *Client) Get(ctx context.Context, path string) (json.RawMessage, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://tabi"+path, nil)
+	return c.Do(ctx, http.MethodGet, path)
+}
+
+// Do is a request without a body.
+func (c *Client) Do(ctx context.Context, method, path string) (json.RawMessage, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://tabi"+path, nil)
 	if err != nil {
 		return nil, err
+	}
+	c.mu.Lock()
+	before, asked := c.seen[path]
+	c.mu.Unlock()
+	if asked && method == http.MethodGet {
+		req.Header.Set("If-None-Match", before.tag)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -50,12 +72,20 @@ func (c *Client) Get(ctx context.Context, path string) (json.RawMessage, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Path, err)
 	}
+	if resp.StatusCode == http.StatusNotModified {
+		return before.body, nil
+	}
 	if resp.StatusCode != http.StatusOK {
 		var e struct{ Error string }
 		if json.Unmarshal(b, &e) != nil || e.Error == "" {
 			e.Error = resp.Status
 		}
 		return nil, fmt.Errorf("%s: %s", c.Path, e.Error)
+	}
+	if tag := resp.Header.Get("ETag"); tag != "" && method == http.MethodGet {
+		c.mu.Lock()
+		c.seen[path] = answered{tag, b}
+		c.mu.Unlock()
 	}
 	return b, nil
 }
