@@ -18,6 +18,8 @@ import (
 
 	"github.com/tabi-lisp/tabi/cmd/internal/capture"
 	"github.com/tabi-lisp/tabi/cmd/internal/config"
+	"github.com/tabi-lisp/tabi/cmd/internal/map646conf"
+	"github.com/tabi-lisp/tabi/xtr/fib"
 	"github.com/tabi-lisp/tabi/xtr/map646"
 )
 
@@ -41,7 +43,8 @@ translated packets, and the ICMP errors for the senders of those that are not tr
 packet, and packets that no mapping speaks of, do not come out. Standard error says how many packets met which
 end, and why.
 
-FILE says what is translated: "tabi config example map646" prints one to start from.`,
+FILE says what is translated: "tabi config example map646" prints one to start from, "tabi config reference map646"
+every key. The configuration file of the original map646 will do as well.`,
 		Example: `  tabi config example map646 > map646.yaml
   tabi map646 translate --config map646.yaml < in.pcap > out.pcap
   tcpdump -w - -c 100 | tabi map646 translate --config map646.yaml -v | tshark -r -`,
@@ -91,9 +94,64 @@ func translateCapture(o translateOptions, in io.Reader, out, say io.Writer) erro
 	return errors.Join(err, buffered.Flush(), w.say.Flush())
 }
 
-// loadMap646 reads what is translated.
+// loadMap646 reads what is translated: a file of ours, or one of the original map646.
 func loadMap646(path string) (*config.Map646, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if isOriginalMap646(string(b)) {
+		return loadOriginalMap646(path)
+	}
 	return config.LoadAs[config.Map646](path)
+}
+
+// isOriginalMap646 reports whether the first thing that a file says is a directive of the original map646.
+func isOriginalMap646(text string) bool {
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+			continue
+		}
+		switch map646conf.Kind(words[0]) {
+		case map646conf.Prefix, map646conf.Static, map646conf.Static66, map646conf.Include:
+			return true
+		}
+		return false
+	}
+	return false
+}
+
+// loadOriginalMap646 reads a file of the original map646 and what it includes. All that is wrong is said at once.
+func loadOriginalMap646(path string) (*config.Map646, error) {
+	lines, err := map646conf.Read(path)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, l := range map646conf.Bad(lines) {
+		errs = append(errs, fmt.Errorf("%s: %w", l.At(), l.Error))
+	}
+	c := &config.Map646{}
+	for _, l := range lines {
+		if l.Error != nil || l.Same != nil {
+			continue
+		}
+		switch l.Kind {
+		case map646conf.Prefix:
+			c.Translator.Pool = l.Pool
+			if _, err := map646.New(c.Translator); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", l.At(), err))
+			}
+		case map646conf.Static, map646conf.Static66:
+			s := fib.Service{Outside: netip.PrefixFrom(l.Outside, l.Outside.BitLen()), Inside: netip.PrefixFrom(l.Inside, l.Inside.BitLen())}
+			if err := s.Valid(); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", l.At(), err))
+			}
+			c.Services = append(c.Services, s)
+		}
+	}
+	return c, errors.Join(errs...)
 }
 
 func isTerminal(v any) bool {
@@ -225,11 +283,11 @@ func (w *offlineRun) packet(p capture.Packet, to *capture.Writer) error {
 		all = append(all, res.reply)
 		w.total.Replies++
 	}
-	if w.o.link != "input" {
-		head = nil
-	}
 	for _, b := range all {
-		if err := to.Write(p.Time, p.Link.Join(nil, head, b)); err != nil {
+		if w.o.link == "input" {
+			b = p.Link.Join(nil, head, b)
+		}
+		if err := to.Write(p.Time, b); err != nil {
 			return err
 		}
 		w.total.Written++
