@@ -44,6 +44,9 @@ type svcReg struct {
 	tries int       // since it was confirmed, or changed
 	sent  time.Time // the last time
 	place int       // in the queue; -1 = not there
+	// behind is a service that has changed, too, and whose former EID, which the Map-Server still knows, is in the way.
+	// Two may be in each other's: that one is withdrawn, this one registered, and that one again, in one message.
+	behind *svc
 }
 
 // confirmed reports whether Map-Server i has confirmed s as it is.
@@ -99,19 +102,27 @@ type svcServer struct {
 	silent  bool
 	tries   int
 	since   time.Time
-	probed  time.Time // when the last of them was sent
-	fresh   bool      // something has changed since then
-	flights map[uint64]*flight
-	open    int // flights that may still be answered
+	probed  time.Time          // when the last of them was sent
+	fresh   bool               // something has changed since then
+	flights map[uint64]*flight // by nonce
+	waiting []*flight          // oldest first: those that may still be answered
+	late    []*flight          // oldest first: the others, as long as an answer is recognised
+	open    int                // of those that wait, how many are not answered
 }
 
 // flight is a Map-Register that may be answered.
 type flight struct {
+	nonce    uint64
 	services []*svc
+	freed    *svc // was withdrawn and registered again by it
 	sent     time.Time
 	until    time.Time // when it counts as lost
 	answered bool
+	lost     bool // and forgotten some time later
 }
+
+// keepFlights is for how many retransmission intervals an answer is still recognised.
+const keepFlights = 10
 
 // svcRegistrar registers services.
 type svcRegistrar struct {
@@ -151,7 +162,7 @@ func (r *svcRegistrar) changed(s *svc, now time.Time) {
 	s.seq = r.seq
 	for i := range r.servers {
 		s.MapServers[i].Error = ""
-		s.regs[i].tries = 0
+		s.regs[i].tries, s.regs[i].behind = 0, nil
 		r.soon(s, i, now)
 	}
 }
@@ -212,12 +223,19 @@ func (r *svcRegistrar) tick(now time.Time, nonce func() uint64) (out []svcSend) 
 				break
 			}
 			send := svcSend{server: sv.addr, nonce: nonce()}
+			f := &flight{nonce: send.nonce, services: g, sent: now, until: now.Add(r.retry)}
+			if h := g[0].regs[i].behind; h != nil && !h.confirmed(i) && !h.Deleted && r.all[h.Outside] == h {
+				m := h.mapping()
+				m.TTL = lisp.TTLDelete
+				send.records = append(send.records, m)
+				f.freed, f.services = h, append(f.services, h)
+			}
 			// What frees an EID goes before what takes it.
 			slices.SortStableFunc(g, func(a, b *svc) int { return boolOrder(b.Deleted) - boolOrder(a.Deleted) })
-			for _, s := range g {
+			for _, s := range f.services {
 				send.records = append(send.records, s.mapping())
 			}
-			sv.flights[send.nonce] = &flight{services: g, sent: now, until: now.Add(r.retry)}
+			sv.flights[send.nonce], sv.waiting = f, append(sv.waiting, f)
 			sv.open++
 			out = append(out, send)
 		}
@@ -234,18 +252,28 @@ func boolOrder(b bool) int {
 
 // expire forgets what is not answered any more. A Map-Server that has not answered anything since is silent.
 func (sv *svcServer) expire(now time.Time) {
-	for n, f := range sv.flights {
-		if now.Before(f.until) {
-			continue
+	for len(sv.waiting) > 0 {
+		f := sv.waiting[0]
+		if !f.answered && now.Before(f.until) {
+			break
 		}
-		delete(sv.flights, n)
+		sv.waiting, sv.late = sv.waiting[1:], append(sv.late, f)
 		if f.answered {
 			continue
 		}
+		f.lost = true
 		sv.open--
 		if !sv.silent && sv.heard.Before(f.sent) {
 			sv.silent, sv.tries, sv.since, sv.probed = true, 1, f.sent, f.sent
 		}
+	}
+	for len(sv.late) > 0 {
+		f := sv.late[0]
+		if now.Before(f.sent.Add(keepFlights * f.until.Sub(f.sent))) {
+			break
+		}
+		sv.late = sv.late[1:]
+		delete(sv.flights, f.nonce)
 	}
 }
 
@@ -274,7 +302,7 @@ func (r *svcRegistrar) take(i int, now time.Time) (out []*svc, ok bool) {
 	var taken []*svcReg
 	for len(sv.queue) > 0 && len(taken) < maxServiceRecords {
 		g := sv.queue[0]
-		alone := g.tries >= aloneAfter && !sv.silent || sv.silent && sv.tries >= aloneAfter
+		alone := g.tries >= aloneAfter && !sv.silent || sv.silent && sv.tries >= aloneAfter || g.behind != nil
 		if len(taken) > 0 && (alone || g.due.After(now) && (g.tries > 0 || g.due.After(near))) {
 			break
 		}
@@ -308,8 +336,8 @@ func (r *svcRegistrar) next() (next time.Time) {
 		}
 	}
 	for _, sv := range r.servers {
-		for _, f := range sv.flights {
-			wake(f.until)
+		if i := slices.IndexFunc(sv.waiting, func(f *flight) bool { return !f.answered }); i >= 0 {
+			wake(sv.waiting[i].until)
 		}
 		switch {
 		case len(sv.queue) == 0, !sv.silent && sv.open >= serviceWindow:
@@ -371,10 +399,15 @@ func (r *svcRegistrar) notified(server netip.Addr, nonce uint64, records []lisp.
 	f := sv.flights[nonce]
 	if f != nil && !f.answered {
 		f.answered = true
-		sv.open--
+		if !f.lost {
+			sv.open--
+		}
 	}
 	r.hear(server, now)
 	for _, m := range records {
+		if f != nil && f.freed != nil && m.TTL == lisp.TTLDelete && m.EID.Prefix == f.freed.Outside && !f.freed.Deleted && m.Version == f.freed.Version {
+			continue // for a moment
+		}
 		if s := r.all[m.EID.Prefix]; s != nil && m.EID.IID == 0 && (f == nil || slices.Contains(f.services, s)) {
 			r.answered(s, i, m, now, &news)
 			continue
@@ -410,12 +443,15 @@ func (r *svcRegistrar) answered(s *svc, i int, m lisp.Mapping, now time.Time, ne
 		// What it holds is not what we say, and not older: we say it again, one higher.
 		s.Version = m.Version.Next()
 		r.changed(s, now)
-		if wait := s.bumped.Add(r.retry); wait.After(now) { // somebody else counts, too: not as fast as the network is
+		// Somebody else may count, too: that is not to go as fast as the network can.
+		if at := s.bumped.Add(r.retry); at.After(now) {
 			for j := range r.servers {
-				r.soon(s, j, wait)
+				r.soon(s, j, at)
 			}
+			s.bumped = at
+		} else {
+			s.bumped = now
 		}
-		s.bumped = now
 		news.versions = append(news.versions, s)
 		news.touched = append(news.touched, s)
 	}
@@ -430,7 +466,7 @@ func rlocText(m lisp.Mapping) string {
 
 func (r *svcRegistrar) confirm(s *svc, i int, now time.Time, news *svcNews) {
 	news.confirmed++
-	s.regs[i].tries = 0
+	s.regs[i].tries, s.regs[i].behind = 0, nil
 	if at := &s.MapServers[i]; !s.confirmed(i) || at.Error != "" {
 		*at = ServiceAt{Server: at.Server, Version: s.Version, At: now}
 		news.touched = append(news.touched, s)
@@ -462,6 +498,9 @@ func (r *svcRegistrar) held(f *flight, i int, m lisp.Mapping, now time.Time, new
 		case holder == nil:
 			why += fmt.Sprintf(`; nobody here knows that one: "tabi service del --force %s" has it forgotten`, ServiceName(m.EID.Prefix))
 		case !holder.confirmed(i):
+			if !holder.Deleted {
+				s.regs[i].behind = holder
+			}
 			r.soon(holder, i, minTime(holder.regs[i].due, now))
 		}
 		r.refused(s, i, why, news)
