@@ -57,7 +57,8 @@
 // the four functions only, or locators too, or that makes no service with its NLRI (of an instance, an EID
 // that is no unicast IPv6 prefix of that length), is as good as withdrawn. A service has no xTR-ID. Should
 // Map-Servers disagree whether an address is a service or a VM's EID, the newer version counts, and at
-// equal versions the service, whose xTR-ID is the lowest.
+// equal versions the service, whose xTR-ID is the lowest. But where the other is what D-ETRs have registered
+// for a service prefix ([FeedConfig]), the service counts: it has all of the prefix.
 //
 // # When a mapping is complete
 //

@@ -23,6 +23,9 @@ type FeedConfig struct {
 	// Linger is how long a withdrawn mapping stays believed when nothing replaces it: so a route
 	// reflector that loses and finds a Map-Server again loses no packets. 0 means 1 s.
 	Linger time.Duration
+	// Home are the service prefixes, which the D-ETRs register themselves. A service may have all of one; then
+	// it is believed, whatever its version: a Map-Server that has not heard of it tells of the registration.
+	Home []lisp.EID
 }
 
 // A Feed hears the mappings of all Map-Servers by BGP and tells a [lisp.Sink] which to believe.
@@ -110,7 +113,7 @@ func NewFeed(cfg FeedConfig, sink lisp.Sink, log *slog.Logger) (*Feed, error) {
 	}
 	f := &Feed{
 		s: s, cfg: cfg, sink: sink, log: s.log, wake: make(chan struct{}, 1), changed: make(chan struct{}, 1),
-		table: newTable(cfg.Linger), peers: make(map[netip.Addr]*feedPeer),
+		table: newTable(cfg.Linger, cfg.Home...), peers: make(map[netip.Addr]*feedPeer),
 	}
 	for _, p := range cfg.Peers {
 		f.peers[p.Addr] = &feedPeer{}

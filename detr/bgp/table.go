@@ -15,6 +15,7 @@ const incompleteWait = 100 * time.Millisecond
 // clock and is owned by one goroutine.
 type table struct {
 	linger  time.Duration
+	home    map[lisp.EID]bool // what the D-ETRs register themselves: see FeedConfig
 	entries map[lisp.EID]*entry
 	dirty   map[lisp.EID]bool      // to be looked at now
 	waiting map[lisp.EID]time.Time // to be looked at then: something is incomplete, or lingers
@@ -42,11 +43,15 @@ type heard struct {
 	stale bool   // the peer is gone and may come back (RFC 4724)
 }
 
-func newTable(linger time.Duration) *table {
-	return &table{
-		linger: linger, entries: make(map[lisp.EID]*entry), dirty: make(map[lisp.EID]bool),
+func newTable(linger time.Duration, home ...lisp.EID) *table {
+	t := &table{
+		linger: linger, home: make(map[lisp.EID]bool, len(home)), entries: make(map[lisp.EID]*entry), dirty: make(map[lisp.EID]bool),
 		waiting: make(map[lisp.EID]time.Time), paths: make(map[netip.Addr]*peerPaths),
 	}
+	for _, e := range home {
+		t.home[e] = true
+	}
+	return t
 }
 
 func (t *table) peer(a netip.Addr) *peerPaths {
@@ -142,7 +147,7 @@ func (t *table) due(now time.Time) lisp.Delta {
 	for eid := range t.dirty {
 		delete(t.waiting, eid)
 		e := t.entries[eid]
-		m, ok, wait := e.best(eid, now)
+		m, ok, wait := e.best(eid, t.home[eid], now)
 		switch {
 		case !wait.IsZero():
 			t.wait(eid, wait)
@@ -172,10 +177,15 @@ func (t *table) all() []lisp.Mapping {
 }
 
 // best is the mapping to believe: the newest, at equal versions that of the lower xTR-ID. When that one
-// is not complete yet, best says until when to wait and changes nothing else.
-func (e *entry) best(eid lisp.EID, now time.Time) (m lisp.Mapping, ok bool, wait time.Time) {
+// is not complete yet, best says until when to wait and changes nothing else. home says that D-ETRs register
+// eid, so that a service of all of it is to be believed whatever the version of their registration.
+func (e *entry) best(eid lisp.EID, home bool, now time.Time) (m lisp.Mapping, ok bool, wait time.Time) {
 	if len(e.told) == 0 {
 		return lisp.Mapping{}, false, time.Time{}
+	}
+	if s, ok := e.service(); home && ok {
+		e.since = time.Time{}
+		return join(eid, []path{s.path}), true, time.Time{}
 	}
 	if len(e.told) == 1 && e.told[0].set.count() <= 1 { // nearly always
 		e.since = time.Time{}
@@ -209,6 +219,16 @@ func (e *entry) best(eid lisp.EID, now time.Time) (m lisp.Mapping, ok bool, wait
 		}
 	}
 	return join(eid, ps), true, time.Time{}
+}
+
+// service is the newest service that is told; ok is false if there is none.
+func (e *entry) service() (s heard, ok bool) {
+	for _, h := range e.told {
+		if h.inside.IsValid() && (!ok || h.better(true, s, true)) {
+			s, ok = h, true
+		}
+	}
+	return s, ok
 }
 
 // sameMapping reports whether p and o are locators of the same mapping.

@@ -143,6 +143,51 @@ func TestNewestWins(t *testing.T) {
 	}
 }
 
+// TestServices: one peer that has heard of a service and one that has not.
+func TestServices(t *testing.T) {
+	five, six := service(web.String(), "2001:db8:e1d::a/128", 5), service(web.String(), "2001:db8:e1d::b/128", 6)
+	for _, c := range []struct {
+		name       string
+		home       bool
+		one, two   lisp.Mapping
+		wins, then lisp.Mapping // then: when ms2 has withdrawn
+	}{
+		{"newer", false, five, six, six, five},
+		{"newer, of a whole prefix", true, five, six, six, five},
+		{"one of a VM is newer", false, five, at(6, 1, "100.64.1.2"), at(6, 1, "100.64.1.2"), five},
+		{"a service as new as one of a VM", false, five, at(5, 1, "100.64.1.2"), five, five},
+		{"a registration of D-ETRs is newer", true, five, at(6, 1, "100.64.5.2", "100.64.6.2"), five, five},
+		{"two services and a registration", true, at(9, 1, "100.64.5.2", "100.64.6.2"), six, six, at(9, 1, "100.64.5.2", "100.64.6.2")},
+	} {
+		for _, first := range []string{ms1, ms2} {
+			t.Run(c.name+", "+first+" first", func(t *testing.T) {
+				r := newTeller(t)
+				if c.home {
+					r.tab = newTable(time.Second, web)
+				}
+				says := []func(){func() { r.says(ms1, c.one) }, func() { r.says(ms2, c.two) }}
+				if first == ms2 {
+					slices.Reverse(says)
+				}
+				for _, f := range says {
+					f()
+				}
+				r.want("both have spoken", c.wins)
+				for id := range uint32(8) {
+					r.unsays(ms2, web, id)
+				}
+				r.pass(time.Second)
+				r.want("one has withdrawn", c.then)
+				for id := range uint32(8) {
+					r.unsays(ms1, web, id)
+				}
+				r.pass(time.Second)
+				r.wantNone("both have withdrawn")
+			})
+		}
+	}
+}
+
 // TestSequences: what is believed after each step.
 func TestSequences(t *testing.T) {
 	a, b := at(1, 1, "100.64.1.2"), at(2, 2, "100.64.2.2")
