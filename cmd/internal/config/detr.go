@@ -126,6 +126,9 @@ func (r *rawDETR) build(p *problems) any {
 	id := routerID(p, r.BGP.RouterID, addresses(rlocs))
 	c.Feed = bgp.FeedConfig{Config: bgp.Config{LocalAS: as, RouterID: id, Listen: addresses(rlocs), HoldTime: holdTime(p, r.BGP.Hold),
 		Peers: peers(p, r.BGP.MapServers, as)}}
+	for _, q := range c.Anchor.Services.Prefixes {
+		c.Feed.Home = append(c.Feed.Home, lisp.MakeEID(0, q))
+	}
 	if len(r.BGP.Upstreams) > 0 {
 		c.Announce = &bgp.UpstreamConfig{Config: bgp.Config{LocalAS: as, RouterID: id, Port: bgp.NoListener, HoldTime: holdTime(p, r.BGP.Hold),
 			Peers: peers(p, r.BGP.Upstreams, as)}, NextHops: values(r.BGP.NextHops)}

@@ -72,6 +72,9 @@ metrics: {listen: "192.0.2.1:4382"}
 	if d := cmp.Diff(own[:2], c.Anchor.Aggregates, same); d != "" {
 		t.Errorf("aggregates (-want +got):\n%s", d)
 	}
+	if d := cmp.Diff(own[2:], c.Feed.Home, same); d != "" {
+		t.Errorf("what the feed takes services of before registrations (-want +got):\n%s", d)
+	}
 	if c.Metrics.String() != "192.0.2.1:4382" {
 		t.Errorf("metrics at %v", c.Metrics)
 	}
