@@ -21,8 +21,10 @@ const (
 	// taken for dead: 1.25 s after it died, at most, before TCP has waited for longer than a second and a half.
 	probeAgain  = 250 * time.Millisecond
 	probeMisses = 3
-	// probeCollect is the time between two looks for RLOCs that are worth a probe.
-	probeCollect = 10 * time.Second
+	// probeCollect is the time between two looks for RLOCs that are worth a probe, and probeCollectSoon that to the next
+	// when there are new ones.
+	probeCollect     = 10 * time.Second
+	probeCollectSoon = time.Second
 	// probeMax bounds how many are probed.
 	probeMax = 256
 )
@@ -36,6 +38,7 @@ const (
 type prober struct {
 	nonce   func() uint64
 	collect time.Time // when to look for targets again
+	news    bool      // there are new ones
 	groups  [][]netip.Addr
 	targets map[netip.Addr]*probed
 }
@@ -167,6 +170,12 @@ func (x *XTR) tickProbes(now time.Time) {
 	dp, ok := x.dp.(rlocStater)
 	if !ok {
 		return
+	}
+	if x.probe.news {
+		x.probe.news = false
+		if soon := now.Add(probeCollectSoon); soon.Before(x.probe.collect) {
+			x.probe.collect = soon
+		}
 	}
 	if !x.probe.collect.After(now) {
 		x.probe.collect = now.Add(probeCollect)

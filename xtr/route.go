@@ -211,6 +211,7 @@ func (x *XTR) remote(m lisp.Mapping) fib.Route {
 		if len(r.Locators) == 0 {
 			r.Do, r.MTU = fib.Drop, 0
 		}
+		x.probe.news = x.probe.news || len(r.Locators) > 1
 		return r
 	}
 	switch m.Action {
