@@ -39,7 +39,7 @@
 //
 // One-to-one holds here, too, within IPv4 and within IPv6 service addresses: no two overlap, neither do
 // their EIDs, and no EID is a service address. What collides is refused, and the controller is answered
-// with the mapping that stands in the way. So it is with an address that a VM has as its EID now: a VM that
+// with the mapping that stands in the way (with the action Drop/Policy-Denied if the configuration does). So it is with an address that a VM has as its EID now: a VM that
 // runs is not cut off by a service. The other way round, what an xTR (or a controller on its behalf)
 // registers inside a service address is refused: without an answer, for it says nothing of where the VM is;
 // the table of registrations and the log name the service. Registrations to be merged are let pass: they

@@ -48,6 +48,9 @@ func (c *core) authenticate(now time.Time, from netip.AddrPort, raw []byte, m *l
 		}
 	}
 	if r.site == nil {
+		if c.ofNoSite(&r, raw) {
+			return r, true
+		}
 		c.refuse(now, r, m.Records[0], reasonNotConfigured, false)
 		return r, false
 	}
@@ -57,17 +60,24 @@ func (c *core) authenticate(now time.Time, from netip.AddrPort, raw []byte, m *l
 		return r, false
 	}
 	r.key, r.controller = key, controller
-	if err := lisp.Verify(raw, m, *key); err != nil {
-		c.refuse(now, r, m.Records[0], reasonAuth, false)
-		return r, false
-	}
-	// What we keep by xTR-ID would be at the mercy of whoever can replay a datagram if the digest
-	// did not cover the xTR-ID.
-	if m.HasXTRID && key.Format == lisp.FormatDeployed && lisp.VerifyWhole(raw, m, *key) != nil {
-		c.refuse(now, r, m.Records[0], reasonAuthScope, false)
+	if why := c.verify(r, raw, key); why != "" {
+		c.refuse(now, r, m.Records[0], why, false)
 		return r, false
 	}
 	return r, true
+}
+
+// verify says why r, which came as raw, is not authenticated by key.
+func (c *core) verify(r registering, raw []byte, key *lisp.Key) reason {
+	if lisp.Verify(raw, r.MapRegister, *key) != nil {
+		return reasonAuth
+	}
+	// What we keep by xTR-ID would be at the mercy of whoever can replay a datagram if the digest
+	// did not cover the xTR-ID.
+	if r.HasXTRID && key.Format == lisp.FormatDeployed && lisp.VerifyWhole(raw, r.MapRegister, *key) != nil {
+		return reasonAuthScope
+	}
+	return ""
 }
 
 // register does what an authenticated Map-Register asks for.
@@ -128,7 +138,7 @@ func (c *core) repeat(r registering) []outcome {
 		e := c.entries[rec.EID]
 		switch {
 		case r.controller && (rec.IsService() || e == nil && c.services.known[rec.EID] != nil):
-			outcomes[i] = c.repeatService(rec)
+			outcomes[i] = c.repeatService(r, rec)
 		case e == nil && rec.TTL == lisp.TTLDelete:
 			outcomes[i] = outcome{taken: true, tell: rec}
 		case e == nil:

@@ -3,6 +3,7 @@ package mapserver
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/tabi-lisp/tabi/lisp"
@@ -149,7 +150,7 @@ func (c *core) ofService(r registering, rec lisp.Mapping) bool {
 func (c *core) service(now time.Time, r registering, rec lisp.Mapping) outcome {
 	if why := c.admitService(r, rec); why != "" {
 		c.refuse(now, r, rec, why, true)
-		return outcome{silent: true}
+		return c.denied(r, rec)
 	}
 	s, version := c.services.known[rec.EID], rec.Version
 	switch {
@@ -160,6 +161,9 @@ func (c *core) service(now time.Time, r registering, rec lisp.Mapping) outcome {
 			return outcome{tell: s.Mapping}
 		}
 	case rec.TTL == lisp.TTLDelete:
+		if _, why := c.siteOf(rec.EID); why != "" {
+			c.storeService(rec.EID, nil) // it may be there from a time when it was configured
+		}
 		c.tookService(r, rec, "service/withdrawn")
 		return outcome{taken: true, tell: rec}
 	case len(c.entries)+len(c.services.known) >= c.MaxRegistrations:
@@ -190,17 +194,18 @@ func (c *core) admitService(r registering, rec lisp.Mapping) reason {
 		return reasonNoController
 	}
 	withdrawal := rec.TTL == lisp.TTLDelete
-	if !withdrawal && rec.Version == 0 {
-		return reasonNoVersion // what we would number, another Map-Server would number otherwise
-	}
 	s, why := c.siteOf(rec.EID)
 	switch {
+	case withdrawal && why != "":
+		return "" // what is not configured is not told to anybody, and may as well be forgotten
 	case why != "":
 		return why
 	case s != r.site && !s.sharesKey(r.key, true):
 		return reasonForeignKey
 	case withdrawal:
 		return ""
+	case rec.Version == 0:
+		return reasonNoVersion // what we would number, another Map-Server would number otherwise
 	}
 	switch _, in, ok := c.configured.LookupEID(lisp.MakeEID(0, rec.Inside)); {
 	case !ok:
@@ -209,6 +214,30 @@ func (c *core) admitService(r registering, rec lisp.Mapping) reason {
 		return reasonForeignKey
 	}
 	return ""
+}
+
+// denied is for a service that is not admitted, whatever else is registered: a controller is answered so, for
+// otherwise this Map-Server would be a silent one to it.
+func (c *core) denied(r registering, rec lisp.Mapping) outcome {
+	return outcome{silent: !r.controller, tell: lisp.Mapping{EID: rec.EID, TTL: c.UnregisteredTTL, Version: rec.Version,
+		Action: lisp.ActDropPolicyDenied}}
+}
+
+// ofNoSite finds the controller of a message none of whose records is of a configured prefix, among them
+// services: it is to hear of that.
+func (c *core) ofNoSite(r *registering, raw []byte) bool {
+	if !slices.ContainsFunc(r.Records, lisp.Mapping.IsService) {
+		return false
+	}
+	for i := range c.Sites {
+		s := c.sites[c.Sites[i].Name]
+		key, controller, ok := s.key(r.Auth.KeyID, r.Auth.Algorithm)
+		if ok && controller && c.verify(*r, raw, key) == "" {
+			r.site, r.key, r.controller = s, key, true
+			return true
+		}
+	}
+	return false
 }
 
 // conflict finds what stands in the way of a service: another one (one-to-one holds within each family of
@@ -282,7 +311,10 @@ func (c *core) setService(now time.Time, s *service, r registering, m lisp.Mappi
 }
 
 // repeatService is what a record of a service would be answered if it had been processed before, and it has.
-func (c *core) repeatService(rec lisp.Mapping) outcome {
+func (c *core) repeatService(r registering, rec lisp.Mapping) outcome {
+	if c.admitService(r, rec) != "" {
+		return c.denied(r, rec)
+	}
 	s, withdrawal := c.services.known[rec.EID], rec.TTL == lisp.TTLDelete
 	if s == nil && withdrawal {
 		return outcome{taken: true, tell: rec}

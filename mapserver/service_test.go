@@ -287,13 +287,27 @@ func TestWhoMayRegisterAService(t *testing.T) {
 			x := r.ofController(c.outside, c.inside, c.version)
 			x.key = c.key
 			r.register(x)
-			r.want("no answer", append(r.early, r.late...))
 			r.wantService(c.outside, "none")
 			r.wantRefused(c.outside, c.why, "")
+			r.want("not acknowledged", r.late)
+			if c.key == &ctlKey && c.why != reasonUnknownKey { // the controller has to know
+				r.want("denied", r.early, fmt.Sprintf("%s:4342 Map-Notify %s v%d ttl 1 drop/policy-denied of 0", ctl, c.outside, c.version))
+			} else {
+				r.want("no answer", r.early)
+			}
 			if len(r.svcs) != 0 || len(r.put) != 0 {
 				t.Errorf("stored %v, told %v", r.svcs, r.put)
 			}
 		})
+	}
+	// What is of no site may be withdrawn: it is not told to anybody, and may be in the store.
+	old := newRig(t, withServices())
+	for range 2 {
+		old.service("8.8.8.8/32", vm, 4, gone)
+		old.want("answer", old.late, ctl+":4342 Map-Notify 8.8.8.8/32 v4 ttl 0 is "+vm+" of 0")
+	}
+	if len(old.svcs) != 0 || len(old.put) != 0 {
+		t.Errorf("stored %v, told %v", old.svcs, old.put)
 	}
 	// Not even a withdrawal.
 	r := newRig(t, withServices())
@@ -524,6 +538,14 @@ func TestServicesAfterARestart(t *testing.T) {
 	r.c.policy = with
 	r.restart()
 	r.wantService("192.0.2.16/28", "v1 is 2001:db8:e1d::100/124")
+	// Unless it was withdrawn meanwhile.
+	r.c.policy = without
+	r.restart()
+	r.service("192.0.2.16/28", "2001:db8:e1d::100/124", 2, gone)
+	r.want("answer", r.late, ctl+":4342 Map-Notify 192.0.2.16/28 v2 ttl 0 is 2001:db8:e1d::100/124 of 0")
+	r.c.policy = with
+	r.restart()
+	r.wantService("192.0.2.16/28", "none")
 }
 
 func must[T any](v T, err error) T {
@@ -547,7 +569,8 @@ func TestAServiceRetransmitted(t *testing.T) {
 		{"never known", "198.51.100.51/32", vn, 1, []func(*lisp.Mapping){gone}, "", "198.51.100.51/32 v1 ttl 0 is " + vn},
 		{"older", front, vn, 4, nil, front + " v5 ttl 4294967295 is " + vm, ""},
 		{"taken", "198.51.100.51/32", vm, 1, nil, front + " v5 ttl 4294967295 is " + vm, ""},
-		{"of no version", "198.51.100.51/32", vn, 0, nil, "", ""},
+		{"of no version", "198.51.100.51/32", vn, 0, nil, "198.51.100.51/32 v0 ttl 1 drop/policy-denied", ""},
+		{"of no site", "8.8.8.8/32", vn, 1, nil, "8.8.8.8/32 v1 ttl 1 drop/policy-denied", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, withServices())
