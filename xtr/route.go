@@ -63,6 +63,7 @@ func (x *XTR) set(now time.Time, rs ...fib.Route) bool {
 		x.failed(now, "set routes", err)
 	}
 	for _, r := range rs {
+		x.probe.news = x.probe.news || len(r.Locators) > 1
 		if err != nil {
 			x.dirty[r.EID] = true
 			x.routes[r.EID] = fib.Route{EID: r.EID} // nobody knows what it has
@@ -211,7 +212,6 @@ func (x *XTR) remote(m lisp.Mapping) fib.Route {
 		if len(r.Locators) == 0 {
 			r.Do, r.MTU = fib.Drop, 0
 		}
-		x.probe.news = x.probe.news || len(r.Locators) > 1
 		return r
 	}
 	switch m.Action {
