@@ -14,8 +14,9 @@ import (
 // in, with the time, and Map-Registers come out. It has no clock and does no I/O.
 //
 // A service is registered at every Map-Server at once, again until that has confirmed it, with growing intervals, and
-// again every [Timing.Services]. A Map-Server that does not answer at all is sent one message at a time, until it does;
-// if it was silent for long it is told everything then, for it may have lost its store.
+// again every [Timing.Services]. A Map-Server that does not answer at all is sent little until it does; if it was silent
+// for long it is told everything then, for it may have lost its store. One that does not answer of some services, for it
+// is not configured for them, must not be taken for silent: it is asked of a witness, a service that it has confirmed.
 
 const (
 	// maxServiceRecords is how many records fit into a Map-Register of less than 1,232 bytes, what IPv6 promises to carry.
@@ -25,7 +26,7 @@ const (
 	// aloneAfter is after how many attempts a service does not share a message any more, and after how many messages to a
 	// silent Map-Server there is one service in each: what it dislikes of one record may cost the others.
 	aloneAfter = 2
-	// lostAfter is after how many unanswered probes a Map-Server that answers is told everything.
+	// lostAfter is after how many unanswered attempts a Map-Server that answers is told everything.
 	lostAfter = 2
 )
 
@@ -104,6 +105,7 @@ type svcServer struct {
 	since   time.Time
 	probed  time.Time          // when the last of them was sent
 	fresh   bool               // something has changed since then
+	witness *svc               // a service that it has confirmed; nil = none is known
 	flights map[uint64]*flight // by nonce
 	waiting []*flight          // oldest first: those that may still be answered
 	late    []*flight          // oldest first: the others, as long as an answer is recognised
@@ -205,10 +207,10 @@ type svcSend struct {
 }
 
 // backOff is the interval after n attempts without an answer.
-func (r *svcRegistrar) backOff(n int, limit time.Duration) time.Duration {
+func (r *svcRegistrar) backOff(n int) time.Duration {
 	d := r.retry << min(max(n-1, 0), 20)
-	if d <= 0 || d > limit {
-		d = limit
+	if d <= 0 || d > maxRegisterBackoff {
+		d = maxRegisterBackoff
 	}
 	return d
 }
@@ -216,11 +218,16 @@ func (r *svcRegistrar) backOff(n int, limit time.Duration) time.Duration {
 // tick returns what is due. nonce counts up.
 func (r *svcRegistrar) tick(now time.Time, nonce func() uint64) (out []svcSend) {
 	for i, sv := range r.servers {
-		sv.expire(now)
+		r.expire(i, now)
 		for {
 			g, ok := r.take(i, now)
 			if !ok {
 				break
+			}
+			if w := r.witnessOf(i); sv.silent && sv.tries > 1 && w != nil && !slices.Contains(g, w) {
+				f := &flight{nonce: nonce(), services: []*svc{w}, sent: now, until: now.Add(r.retry)}
+				sv.fly(f)
+				out = append(out, svcSend{sv.addr, f.nonce, []lisp.Mapping{w.mapping()}})
 			}
 			send := svcSend{server: sv.addr, nonce: nonce()}
 			f := &flight{nonce: send.nonce, services: g, sent: now, until: now.Add(r.retry)}
@@ -235,12 +242,29 @@ func (r *svcRegistrar) tick(now time.Time, nonce func() uint64) (out []svcSend) 
 			for _, s := range f.services {
 				send.records = append(send.records, s.mapping())
 			}
-			sv.flights[send.nonce], sv.waiting = f, append(sv.waiting, f)
-			sv.open++
+			sv.fly(f)
 			out = append(out, send)
 		}
 	}
 	return out
+}
+
+func (sv *svcServer) fly(f *flight) {
+	sv.flights[f.nonce], sv.waiting = f, append(sv.waiting, f)
+	sv.open++
+}
+
+// witnessOf is a service that Map-Server i has confirmed as it is; nil if there is none.
+func (r *svcRegistrar) witnessOf(i int) *svc {
+	sv := r.servers[i]
+	well := func(s *svc) bool { return s != nil && !s.Deleted && r.all[s.Outside] == s && s.confirmed(i) }
+	if !well(sv.witness) {
+		sv.witness = nil
+		if j := slices.IndexFunc(sv.queue, func(g *svcReg) bool { return well(g.s) }); j >= 0 {
+			sv.witness = sv.queue[j].s
+		}
+	}
+	return sv.witness
 }
 
 func boolOrder(b bool) int {
@@ -251,7 +275,8 @@ func boolOrder(b bool) int {
 }
 
 // expire forgets what is not answered any more. A Map-Server that has not answered anything since is silent.
-func (sv *svcServer) expire(now time.Time) {
+func (r *svcRegistrar) expire(i int, now time.Time) {
+	sv := r.servers[i]
 	for len(sv.waiting) > 0 {
 		f := sv.waiting[0]
 		if !f.answered && now.Before(f.until) {
@@ -263,9 +288,17 @@ func (sv *svcServer) expire(now time.Time) {
 		}
 		f.lost = true
 		sv.open--
-		if !sv.silent && sv.heard.Before(f.sent) {
-			sv.silent, sv.tries, sv.since, sv.probed = true, 1, f.sent, f.sent
+		if sv.silent || !sv.heard.Before(f.sent) {
+			continue
 		}
+		// Of services that it has never answered of, its silence says little.
+		if w := r.witnessOf(i); w != nil && !slices.ContainsFunc(f.services, func(s *svc) bool { return s.regs[i].tries <= aloneAfter }) {
+			if w.regs[i].sent.Before(f.sent) {
+				r.schedule(sv, w.regs[i], now)
+			}
+			continue
+		}
+		sv.silent, sv.tries, sv.since, sv.probed = true, 1, f.sent, f.sent
 	}
 	for len(sv.late) > 0 {
 		f := sv.late[0]
@@ -285,7 +318,7 @@ func (r *svcRegistrar) probeAt(sv *svcServer) time.Time {
 	case sv.fresh:
 		return sv.probed.Add(r.retry)
 	}
-	return sv.probed.Add(r.backOff(sv.tries, maxRegisterBackoff))
+	return sv.probed.Add(r.backOff(sv.tries))
 }
 
 // take takes the next message's services from the queue of Map-Server i; ok is false if nothing may be sent yet.
@@ -315,7 +348,7 @@ func (r *svcRegistrar) take(i int, now time.Time) (out []*svc, ok bool) {
 	for _, g := range taken {
 		g.tries++
 		g.sent = now
-		r.schedule(sv, g, now.Add(r.backOff(g.tries, r.refresh)))
+		r.schedule(sv, g, now.Add(r.backOff(g.tries)))
 		out = append(out, g.s)
 	}
 	if sv.silent {
@@ -365,10 +398,11 @@ func (r *svcRegistrar) hear(server netip.Addr, now time.Time) {
 	}
 	lost := sv.tries > lostAfter
 	sv.silent, sv.tries, sv.since, sv.probed, sv.fresh = false, 0, time.Time{}, time.Time{}, false
+	if !lost {
+		return
+	}
 	for _, g := range sv.queue {
-		if lost || g.tries > 0 {
-			g.due, g.tries = now, 0
-		}
+		g.due, g.tries = now, 0
 	}
 	heap.Init(&sv.queue)
 }
@@ -396,27 +430,28 @@ func (r *svcRegistrar) notified(server netip.Addr, nonce uint64, records []lisp.
 		return news
 	}
 	sv := r.servers[i]
+	r.hear(server, now)
 	f := sv.flights[nonce]
-	if f != nil && !f.answered {
+	if f == nil {
+		return news // it has been answered in full, or is too old to tell anything of what is now
+	}
+	if !f.answered {
 		f.answered = true
 		if !f.lost {
 			sv.open--
 		}
 	}
-	r.hear(server, now)
 	for _, m := range records {
-		if f != nil && f.freed != nil && m.TTL == lisp.TTLDelete && m.EID.Prefix == f.freed.Outside && !f.freed.Deleted && m.Version == f.freed.Version {
+		if f.freed != nil && m.TTL == lisp.TTLDelete && m.EID.Prefix == f.freed.Outside && !f.freed.Deleted && m.Version == f.freed.Version {
 			continue // for a moment
 		}
-		if s := r.all[m.EID.Prefix]; s != nil && m.EID.IID == 0 && (f == nil || slices.Contains(f.services, s)) {
+		if s := r.all[m.EID.Prefix]; s != nil && m.EID.IID == 0 && slices.Contains(f.services, s) {
 			r.answered(s, i, m, now, &news)
 			continue
 		}
-		if f != nil {
-			r.held(f, i, m, now, &news)
-		}
+		r.held(f, i, m, now, &news)
 	}
-	if f != nil && !slices.ContainsFunc(f.services, func(s *svc) bool { return !s.confirmed(i) }) {
+	if !slices.ContainsFunc(f.services, func(s *svc) bool { return !s.confirmed(i) }) {
 		delete(sv.flights, nonce)
 	}
 	return news
@@ -472,6 +507,7 @@ func (r *svcRegistrar) confirm(s *svc, i int, now time.Time, news *svcNews) {
 		news.touched = append(news.touched, s)
 	}
 	if !s.Deleted {
+		r.servers[i].witness = s
 		r.schedule(r.servers[i], s.regs[i], now.Add(r.refresh))
 		return
 	}

@@ -236,12 +236,13 @@ func (c *Controller) overlappingEID(p netip.Prefix) (string, lisp.EID) {
 	if name, f := c.inv.covering(e); name != "" || e.IsHost() {
 		return name, f
 	}
-	for f, name := range c.inv.eids {
-		if e.Contains(f) {
-			return name, f
+	var first lisp.EID
+	for f := range c.inv.eids {
+		if e.Contains(f) && (!first.IsValid() || f.Compare(first) < 0) {
+			first = f
 		}
 	}
-	return "", lisp.EID{}
+	return c.inv.eids[first], first
 }
 
 // heldBy says whose a service is, in a few words.

@@ -1,4 +1,4 @@
-// Package boltstore keeps the controller's inventory and moves in one bbolt file: a bucket a kind, keyed
+// Package boltstore keeps the controller's inventory, service addresses and moves in one bbolt file: a bucket a kind, keyed
 // by name, JSON values. A Save is one transaction with one fsync.
 package boltstore
 

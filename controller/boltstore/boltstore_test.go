@@ -31,6 +31,7 @@ func open(t *testing.T, path string) *Store {
 var same = gocmp.Options{
 	cmpopts.IgnoreUnexported(controller.Move{}, controller.Side{}, controller.MigrationRecord{}),
 	gocmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	gocmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	gocmp.Comparer(func(a, b lisp.EID) bool { return a == b }),
 }
 
@@ -66,7 +67,12 @@ func sample() controller.Batch {
 			Notes:   []controller.Note{{At: at, Text: "n"}}, Progress: controller.Progress{Total: 5, Elapsed: time.Second}},
 			Order: 3, Guest: "dom", Slow: controller.Slow{Least: 4, SentAt: at}}},
 		PutLinks: []controller.LinkMemory{{Link: "a-b", Bandwidth: 1 << 20, Count: 2, At: at}},
-		Nonce:    1 << 63,
+		PutServices: []controller.Service{
+			{Outside: netip.MustParsePrefix("198.51.100.10/32"), Inside: netip.MustParsePrefix("2001:db8::1/128"), VM: "v", Version: 4095, Created: at, Changed: at,
+				MapServers: []controller.ServiceAt{{Server: rloc, Version: 4095, At: at}, {Server: netip.MustParseAddr("2001:db8::7"), Error: "e"}}},
+			{Outside: netip.MustParsePrefix("2001:db8:5::/64"), Inside: netip.Prefix{}, Version: 2, Deleted: true},
+		},
+		Nonce: 1 << 63,
 	}
 }
 
@@ -78,7 +84,7 @@ func TestKeepsEverything(t *testing.T) {
 	}
 	b := sample()
 	want := controller.Saved{Sites: b.PutSites, Hypervisors: b.PutHypervisors, VMs: b.PutVMs, Moves: b.PutMoves,
-		Migrations: b.PutMigrations, Links: b.PutLinks, Nonce: b.Nonce}
+		Migrations: b.PutMigrations, Links: b.PutLinks, Services: b.PutServices, Nonce: b.Nonce}
 	for range 2 { // saving twice is saving once
 		if err := s.Save(b); err != nil {
 			t.Fatal(err)
@@ -97,11 +103,12 @@ func TestKeepsEverything(t *testing.T) {
 	b.PutMoves[1].Error = "changed"
 	err := s.Save(controller.Batch{
 		PutMoves: b.PutMoves[1:2], DelMoves: []string{"m1", "never was"}, DelSites: []string{"b"}, DelVMs: []string{"v"}, DelHypervisors: []string{"h"}, DelMigrations: []string{"g1"},
+		DelServices: []string{"198.51.100.10/32", "192.0.2.1/32"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = controller.Saved{Sites: b.PutSites[:1], Moves: b.PutMoves[1:2], Links: b.PutLinks, Nonce: b.Nonce}
+	want = controller.Saved{Sites: b.PutSites[:1], Moves: b.PutMoves[1:2], Links: b.PutLinks, Services: b.PutServices[1:], Nonce: b.Nonce}
 	if d := gocmp.Diff(want, loaded(t, s), same); d != "" {
 		t.Errorf("after deletions: %s", d)
 	}
