@@ -59,6 +59,9 @@ func TestSourceOfVM(t *testing.T) {
 			l.wantDrops("unknown-source", dropped)
 			l.noEvent()
 		}
+		if c := l.d.DropCounts()["unknown-source"]; c.Packets != dropped || c.Bytes < 20*c.Packets {
+			t.Errorf("dropped %+v, want %d packets and their bytes", c, dropped)
+		}
 		// One that is another VM's.
 		other := l.tap("tap1", gatewayMAC.String(), tapPlain)
 		index := l.index("tap1")

@@ -122,11 +122,24 @@ func (d *DataPlane) PortCounters(port uint16) (fib.PortCount, error) {
 // Drops returns how many packets were dropped, by reason.
 func (d *DataPlane) Drops() map[string]uint64 { return d.byName("drops", dropNames[:], 0) }
 
+// DropCounts returns the packets and bytes that were dropped, by reason.
+func (d *DataPlane) DropCounts() map[string]fib.Count {
+	return d.countsByName("drops", dropNames[:], 0)
+}
+
 // Ups returns how many packets were handed up, by reason.
 func (d *DataPlane) Ups() map[string]uint64 { return d.byName("ups", upNames[:], int(fib.UpMiss)) }
 
 func (d *DataPlane) byName(name string, names []string, first int) map[string]uint64 {
 	out := make(map[string]uint64, len(names))
+	for n, c := range d.countsByName(name, names, first) {
+		out[n] = c.Packets
+	}
+	return out
+}
+
+func (d *DataPlane) countsByName(name string, names []string, first int) map[string]fib.Count {
+	out := make(map[string]fib.Count, len(names))
 	// Of a data plane that is closed nothing is known.
 	_ = d.ask(func() error {
 		for i := first; i < len(names); i++ {
@@ -134,10 +147,12 @@ func (d *DataPlane) byName(name string, names []string, first int) map[string]ui
 			if err := d.maps[name].Lookup(uint32(i), &perCPU); err != nil {
 				return err
 			}
-			out[names[i]] = 0
+			var sum fib.Count
 			for _, c := range perCPU {
-				out[names[i]] += c.Packets
+				sum.Packets += c.Packets
+				sum.Bytes += c.Bytes
 			}
+			out[names[i]] = sum
 		}
 		return nil
 	})

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -129,6 +130,9 @@ func (t *Tester) run(packet []byte) (out []byte, u fib.Up, v Verdict, err error)
 	if len(packet) < 20 || len(packet) > MaxTestPacket {
 		return nil, u, 0, fmt.Errorf("kernel: tester: a packet of %d bytes: want 20 to %d", len(packet), MaxTestPacket)
 	}
+	if packet[0]>>4 == 6 && len(packet) < 40 {
+		return nil, u, VerdictDrop, nil // the kernel would not even run the program
+	}
 	f := make([]byte, 14, 14+len(packet))
 	f[12], f[13] = 0x08, 0x00
 	if packet[0]>>4 == 6 {
@@ -138,7 +142,7 @@ func (t *Tester) run(packet []byte) (out []byte, u fib.Up, v Verdict, err error)
 	t.opts.Data, t.opts.DataOut = f, t.out
 	rc, err := t.d.progs["translate"].Run(&t.opts)
 	if err != nil {
-		return nil, u, 0, fmt.Errorf("kernel: tester: %w", err)
+		return nil, u, 0, fmt.Errorf("kernel: tester: a packet of %d bytes: %w", len(packet), err)
 	}
 	const unspec, ok, shot, redirect = -1, 0, 2, 7
 	out = slices.Clone(t.opts.DataOut)
@@ -146,7 +150,7 @@ func (t *Tester) run(packet []byte) (out []byte, u fib.Up, v Verdict, err error)
 	case unspec:
 		return out[14:], u, VerdictPass, nil
 	case ok:
-		return out[14:], u, VerdictTranslated, nil
+		return trim(out[14:]), u, VerdictTranslated, nil
 	case shot:
 		return nil, u, VerdictDrop, nil
 	case redirect:
@@ -154,4 +158,13 @@ func (t *Tester) run(packet []byte) (out []byte, u fib.Up, v Verdict, err error)
 		return out[14:], u, VerdictUp, nil
 	}
 	return nil, u, 0, fmt.Errorf("kernel: tester: the program said %d", int32(rc))
+}
+
+// trim cuts off what is behind a sound IP packet.
+func trim(b []byte) []byte {
+	n := int(binary.BigEndian.Uint16(b[2:]))
+	if b[0]>>4 == 6 {
+		n = 40 + int(binary.BigEndian.Uint16(b[4:]))
+	}
+	return b[:min(n, len(b))]
 }

@@ -166,8 +166,6 @@ static __always_inline int fast_upper(struct __sk_buff *skb, void *at, u32 n, u8
 			return 0;
 		if (n < sizeof(*u) || (void *)(u + 1) > e || !u->csum)
 			return -1;
-		if (!frag && !skb->gso_size && bpf_ntohs(u->len) != n)
-			return -1;
 		return XF_SUM;
 	}
 	if (proto != icmp || frag || n < 8 || (void *)(b + 8) > e || b[1])
@@ -184,12 +182,16 @@ static __always_inline int fast4(struct __sk_buff *skb, struct pkt *p)
 	struct ip4 *ip;
 	u32 field, n;
 	int flags;
+	u16 *w;
 
 	if (p->l3 > ETH_LEN + OUTER6)
 		return -1;
 	ip = d + p->l3;
 	if ((void *)(ip + 1) > e || ip->ver_ihl != 0x45 || p->len < sizeof(*ip))
 		return -1;
+	w = (u16 *)ip;
+	if (fold(w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7] + w[8] + w[9]) != 0xffff)
+		return -1; /* its checksum would be lost */
 	field = bpf_ntohs(ip->frag);
 	n = p->len - sizeof(*ip);
 	/* A fragment with more behind it that IPv6 could not say the length of. */
@@ -254,7 +256,7 @@ static __always_inline int from_internet(const struct pkt *p)
 
 static __always_inline int plan46(struct __sk_buff *skb, struct conf *c, struct pkt *p)
 {
-	u64 found;
+	u64 found, from = 0;
 	struct service *s;
 	int flags;
 	be32 src;
@@ -267,19 +269,24 @@ static __always_inline int plan46(struct __sk_buff *skb, struct conf *c, struct 
 		return TC_ACT_UNSPEC;
 	if (hops(p) && p->ttl <= 1)
 		return up_ttl(skb, c, p);
-	src = p->src.w[3];
-	/* The source may be a service itself where it can come from inside. What to make of it is Go's to know. */
-	if (!(c->flags & C_POOL) || never_forwarded(&p->src, 0) || !embeddable(c, src) ||
-	    (!from_internet(p) && find_service(&p->src, TAG_OUT4)))
-		return to_go(skb, c, p);
 	p->in = found >> 32;
 	p->xlen = p->len;
 	flags = fast4(skb, p);
-	if (flags < 0)
+	if (flags < 0 || never_forwarded(&p->src, 0) || exchange(&p->dst, s, s->inside, 0))
 		return to_go(skb, c, p);
-	if (exchange(&p->dst, s, s->inside, 0))
-		return to_go(skb, c, p);
-	embed(c, src, &p->src);
+	if (!from_internet(p))
+		from = find_service(&p->src, TAG_OUT4);
+	s = service_at(from);
+	if (unlikely(s)) {
+		p->out = from >> 32;
+		if (exchange(&p->src, s, s->inside, 0))
+			return to_go(skb, c, p);
+	} else {
+		src = p->src.w[3];
+		if (!(c->flags & C_POOL) || !embeddable(c, src))
+			return to_go(skb, c, p);
+		embed(c, src, &p->src);
+	}
 	p->x = X_46;
 	p->xflags = flags;
 	p->v6 = 1;
@@ -310,7 +317,7 @@ static __always_inline int plan64(struct __sk_buff *skb, struct conf *c, struct 
 	dst.w[3] = extract(c, &p->dst);
 	found = c->flags & C_SERVICES4 ? find_service(&p->src, TAG_IN4) : 0;
 	s = service_at(found);
-	if (!s || never_forwarded(&dst, 0) || !embeddable(c, dst.w[3]))
+	if (!s || never_forwarded(&p->src, 1) || never_forwarded(&dst, 0) || !embeddable(c, dst.w[3]))
 		return to_go(skb, c, p);
 	p->out = found >> 32;
 	p->xlen = p->len - 20;
@@ -352,6 +359,18 @@ static __always_inline int plan64(struct __sk_buff *skb, struct conf *c, struct 
 	return TC_ACT_UNSPEC;
 }
 
+/* error_about_service says whether the packet is an ICMPv6 error about one to an address inside a service, which
+ * nobody outside knows by that name. */
+static __always_inline int error_about_service(struct __sk_buff *skb, const struct pkt *p)
+{
+	u32 at = p->l3 + sizeof(struct ip6);
+	union addr dst;
+	u8 kind;
+
+	return !bpf_skb_load_bytes(skb, at, &kind, 1) && kind < 128 &&
+	       !bpf_skb_load_bytes(skb, at + 8 + 24, &dst, sizeof(dst)) && find_service(&dst, TAG_IN6);
+}
+
 static __always_inline int plan66(struct __sk_buff *skb, struct conf *c, struct pkt *p)
 {
 	struct service *s;
@@ -367,7 +386,13 @@ static __always_inline int plan66(struct __sk_buff *skb, struct conf *c, struct 
 		if (out && !in && covered(&own4, &own6, &p->dst, p->tag))
 			out = 0;
 	}
-	if (!(in | out))
+	if (!(in | out)) {
+		if (unlikely(p->proto == IPPROTO_ICMPV6) && !from_internet(p) && error_about_service(skb, p) &&
+		    !covered(&own4, &own6, &p->dst, p->tag))
+			return to_go(skb, c, p);
+		return TC_ACT_UNSPEC;
+	}
+	if (never_forwarded(&p->dst, 1))
 		return TC_ACT_UNSPEC;
 	if (hops(p) && p->ttl <= 1)
 		return up_ttl(skb, c, p);
@@ -375,7 +400,7 @@ static __always_inline int plan66(struct __sk_buff *skb, struct conf *c, struct 
 	p->in = in >> 32;
 	p->out = out >> 32;
 	flags = fast6(skb, p);
-	if (flags < 0)
+	if (flags < 0 || never_forwarded(&p->src, 1))
 		return to_go(skb, c, p);
 	flags |= XF_NEUTRAL;
 	s = service_at(in);
