@@ -45,6 +45,8 @@
 //	RFC 8060  3, 4.1    LCAF, instance-ID                    lcaf.go
 //	          5.5       key/value address pair: services     service.go
 //
+// CONFORMANCE.md names, for each clause of them, the test that shows it.
+//
 // # Reading and writing
 //
 // [Decode] takes what the network delivers: it never panics, takes space only for what is there, copies
