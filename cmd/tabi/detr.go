@@ -134,7 +134,7 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 		}
 		up, err := announcer.Status(ctx)
 		return append(s, up...), err
-	}}, parts}, statistics}, extra)
+	}}, parts}, statistics, func() []dropRow { return dropRows(p.kernel.DropCounts(), p.slow.Counters()) }}, extra)
 	return d.run(ctx)
 }
 
@@ -147,7 +147,7 @@ func metricsOnly(h http.Handler) http.Handler {
 
 // detrFamilies are the figures of a D-ETR for Prometheus, services aside.
 func detrFamilies(ctx context.Context, x *detr.DETR, k *kernel.DataPlane, parts []counted) []family {
-	out := []family{dropFamily(k.Drops()), counterFamily(slices.DeleteFunc(slices.Clone(parts), func(c counted) bool { return c.part == "kernel" }))}
+	out := append(dropFamilies(k.DropCounts()), counterFamily(slices.DeleteFunc(slices.Clone(parts), func(c counted) bool { return c.part == "kernel" })))
 	s, err := x.Status(ctx)
 	if err != nil {
 		return out // it has ended
@@ -159,15 +159,17 @@ func detrFamilies(ctx context.Context, x *detr.DETR, k *kernel.DataPlane, parts 
 		gauge("tabi_services_ignored", "Services that are not translated here.", uint64(s.Ignored)))
 }
 
-// withServices adds the table "services".
+// withServices adds the tables "services" and "drops".
 type withServices struct {
 	admin.Daemon
 	statistics *serviceStatistics
+	drops      func() []dropRow
 }
 
 func (w withServices) Shows() map[string]func(context.Context) (any, error) {
 	m := maps.Clone(w.Daemon.Shows())
 	m["services"] = w.statistics.Table
+	m["drops"] = func(context.Context) (any, error) { return w.drops(), nil }
 	return m
 }
 

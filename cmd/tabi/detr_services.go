@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/tabi-lisp/tabi/cmd/internal/admin"
 	"github.com/tabi-lisp/tabi/detr"
 	"github.com/tabi-lisp/tabi/xtr/fib"
+	"github.com/tabi-lisp/tabi/xtr/map646"
 )
 
 // serviceStatistics encode what a D-ETR has translated, for `tabi show services` and for Prometheus: at most once in
@@ -204,6 +207,9 @@ func (s *serviceStatistics) count(counts []fib.ServiceCount) {
 	}
 }
 
+// idle reports whether nothing was ever translated for it.
+func (r *statisticsRow) idle() bool { return r.in == fib.Count{} && r.out == fib.Count{} }
+
 func newStatisticsRow(t detr.ServiceState) statisticsRow {
 	state, since := "translated", t.Since
 	switch {
@@ -244,7 +250,12 @@ func (s *serviceStatistics) appendJSON(b []byte) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = strconv.AppendUint(append(b, r.json...), r.in.Packets, 10)
+		b = append(b, r.json...)
+		if r.idle() {
+			b = append(b, `0,"bytes":0},"out":{"packets":0,"bytes":0}}`...)
+			continue
+		}
+		b = strconv.AppendUint(b, r.in.Packets, 10)
 		b = strconv.AppendUint(append(b, `,"bytes":`...), r.in.Bytes, 10)
 		b = strconv.AppendUint(append(b, `},"out":{"packets":`...), r.out.Packets, 10)
 		b = strconv.AppendUint(append(b, `,"bytes":`...), r.out.Bytes, 10)
@@ -276,13 +287,13 @@ func (s *serviceStatistics) appendText(b []byte) []byte {
 		name, help string
 		of         func(fib.Count) uint64
 	}{
-		{"tabi_service_packets_total", "Packets translated for a service address; in: from clients, out: to clients.", func(c fib.Count) uint64 { return c.Packets }},
+		{"tabi_service_packets_total", "Packets translated for a service address that was ever used; in: from clients, out: to clients.", func(c fib.Count) uint64 { return c.Packets }},
 		{"tabi_service_bytes_total", "Bytes of those packets, as they are outside.", func(c fib.Count) uint64 { return c.Bytes }},
 	} {
 		b = appendHead(b, f.name, f.help, "counter")
 		for i := range s.rows {
 			r := &s.rows[i]
-			if !r.counted {
+			if !r.counted || r.idle() { // of many services few are in use, and Prometheus keeps what it is told
 				continue
 			}
 			b = append(append(append(b, f.name...), r.labels...), `in"} `...)
@@ -334,13 +345,48 @@ func counterFamily(parts []counted) family {
 	return f
 }
 
-// dropFamily are the packets that the kernel's data plane has dropped.
-func dropFamily(drops map[string]uint64) family {
-	f := family{name: "tabi_drops_total", help: "Packets that the kernel's data plane has dropped, by reason.", kind: "counter", labels: []string{"reason"}}
+// dropFamilies are the packets that the kernel's data plane has dropped.
+func dropFamilies(drops map[string]fib.Count) []family {
+	packets := family{name: "tabi_drops_packets_total", help: "Packets that the kernel's data plane has dropped, by reason.", kind: "counter", labels: []string{"reason"}}
+	bytes := family{name: "tabi_drops_bytes_total", help: "Bytes of those packets.", kind: "counter", labels: packets.labels}
 	for _, name := range slices.Sorted(maps.Keys(drops)) {
-		f.values = append(f.values, sample{[]string{name}, drops[name]})
+		packets.values = append(packets.values, sample{[]string{name}, drops[name].Packets})
+		bytes.values = append(bytes.values, sample{[]string{name}, drops[name].Bytes})
 	}
-	return f
+	return []family{packets, bytes}
+}
+
+// dropRow is a line of "show drops".
+type dropRow struct {
+	Part    string `json:"part"`
+	Reason  string `json:"reason"`
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes,omitempty"` // where they are counted
+}
+
+// dropRows are the reasons for which packets were dropped, those that there were.
+func dropRows(drops map[string]fib.Count, inGo map[string]uint64) []dropRow {
+	out := []dropRow{}
+	for name, c := range drops {
+		if c.Packets > 0 {
+			out = append(out, dropRow{"kernel", name, c.Packets, c.Bytes})
+		}
+	}
+	for name, n := range inGo {
+		if reason, ok := strings.CutPrefix(name, "drop_"); ok && n > 0 && reason != "translate" {
+			out = append(out, dropRow{"slow path", reason, n, 0})
+		}
+	}
+	// What the slow path counts as "translate" in sum, by reason.
+	for r := range map646.NumReasons {
+		if n := inGo["map646_"+strings.ReplaceAll(r.String(), "-", "_")]; n > 0 && !r.Translated() {
+			out = append(out, dropRow{"map646", r.String(), n, 0})
+		}
+	}
+	slices.SortFunc(out, func(a, b dropRow) int {
+		return cmp.Or(cmp.Compare(a.Part, b.Part), cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Reason, b.Reason))
+	})
+	return out
 }
 
 // gauge is one figure without labels.

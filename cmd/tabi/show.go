@@ -30,6 +30,7 @@ var tables = map[string]string{
 	"migrations":    "live migrations that the controller drives, running and past (controller)",
 	"links":         "what migrations have taught of the lines between sites (controller)",
 	"counters":      "everything that is counted, drops by reason",
+	"drops":         "packets that were dropped, by reason (D-ETR)",
 	"sites":         "sites of the cloud (controller)",
 	"hypervisors":   "hypervisors of the cloud (controller)",
 	"vms":           "VMs of the cloud (controller)",
