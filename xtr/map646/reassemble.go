@@ -294,7 +294,11 @@ func (p *partial) add(f icmpPiece) added {
 	if f.offset == 0 {
 		p.head = slices.Clone(f.head)
 	}
-	if len(p.head)+p.have+len(f.data) > 0xffff {
+	most := 0xffff
+	if version(p.head) == 6 {
+		most += header6Len // it is not part of the length
+	}
+	if len(p.head)+p.have+len(f.data) > most {
 		return pieceTooMuch
 	}
 	p.pieces = slices.Insert(p.pieces, i, piece{f.offset, slices.Clone(f.data)})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/tabi-lisp/tabi/xtr/fib"
@@ -103,6 +104,9 @@ type Scratch struct {
 	packets [][]byte // backs Result.Packets
 }
 
+// maxGrowth is more than what a packet that is not fragmented grows by.
+const maxGrowth = 256
+
 // Translate translates an IP packet: whole, one of a super-packet's segments, checksums complete. What follows its
 // length on the wire is ignored. It does not keep packet, and does not change it.
 func (t *Translator) Translate(packet []byte, o Options) Result {
@@ -110,7 +114,7 @@ func (t *Translator) Translate(packet []byte, o Options) Result {
 	if s == nil {
 		s = new(Scratch)
 	}
-	s.buf, s.packets = s.buf[:0], s.packets[:0]
+	s.buf, s.packets = slices.Grow(s.buf[:0], len(packet)+maxGrowth), s.packets[:0]
 	c := call{t: t, o: o, s: s, packet: packet}
 	return c.run()
 }
