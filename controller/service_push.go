@@ -464,6 +464,8 @@ func (r *svcRegistrar) answered(s *svc, i int, m lisp.Mapping, now time.Time, ne
 		s.Inside = m.Inside // it was unknown here
 	}
 	switch {
+	case m.TTL != lisp.TTLDelete && !m.IsService() && m.Negative() && m.Action == lisp.ActDropPolicyDenied:
+		r.refused(s, i, fmt.Sprintf("is not configured for it: %s and %s must be in sites of its configuration that have the controller's key", ServiceName(s.Outside), ServiceName(s.Inside)), news)
 	case m.TTL != lisp.TTLDelete && !m.IsService():
 		r.refused(s, i, "has it as an EID"+rlocText(m)+", not as a service address", news)
 	case same && m.Version == s.Version:

@@ -286,6 +286,7 @@ func TestServiceVersions(t *testing.T) {
 		"older":                 {held: held("198.51.100.10", "2001:db8::b", 4000), version: 1},
 		"a VM's EID":            {held: lisp.Mapping{EID: mustEID("198.51.100.10/32"), TTL: 1440, Version: 9, Locators: []lisp.Locator{{RLOC: rlocOf("hv1")}}}, version: 1, error: "has it as an EID at 10.1.0.1, not"},
 		"an EID without RLOC":   {held: lisp.Mapping{EID: mustEID("198.51.100.10/32"), TTL: 1440, Version: 9}, version: 1, error: "has it as an EID, not"},
+		"not configured":        {held: lisp.Mapping{EID: mustEID("198.51.100.10/32"), TTL: 1, Version: 1, Action: lisp.ActDropPolicyDenied}, version: 1, error: "is not configured for it: 198.51.100.10 and 2001:db8::a must be in sites"},
 		"held by another":       {held: held("198.51.100.99", "2001:db8::a", 3), version: 1, error: "refuses it: service address 198.51.100.99 is translated to 2001:db8::a there; nobody here knows that one: \"tabi service del --force 198.51.100.99\""},
 		"overlaps":              {held: held("198.51.100.0/28", "2001:db8:9::/124", 3), version: 1, error: "refuses it: service address 198.51.100.0/28"},
 		"nothing to do with it": {held: held("198.51.100.99", "2001:db8::99", 3), version: 1},

@@ -518,7 +518,7 @@ func TestServicesStoreLost(t *testing.T) {
 // What a Map-Server is not configured for is said, and the rest goes on.
 func TestServiceNotConfigured(t *testing.T) {
 	inCity(t, func(t *testing.T, c *city) {
-		c.must(t, http.StatusCreated, "PUT", "/v1/services/192.0.2.1", `{"vm":"web"}`) // another key's site, and so the message is for the birds
+		c.must(t, http.StatusCreated, "PUT", "/v1/services/192.0.2.1", `{"vm":"web"}`) // another key's site
 		c.must(t, http.StatusCreated, "PUT", "/v1/services/100.64.0.1", `{"vm":"web2"}`)
 		c.must(t, http.StatusCreated, "PUT", "/v1/services/198.51.100.102", `{"inside":"2001:db8:e1d:1::20"}`)
 		if st := c.must(t, http.StatusOK, "GET", "/v1/services/198.51.100.102?wait=30s", ""); !strings.Contains(st, `"state": "confirmed"`) {
@@ -533,7 +533,7 @@ func TestServiceNotConfigured(t *testing.T) {
 			time.Sleep(5 * time.Minute)
 			c.must(t, http.StatusOK, "POST", "/v1/services/198.51.100.102/move?wait=5s", `{"inside":"2001:db8:e1d:1::20"}`)
 			s := c.service(a)
-			if s.State != ServicePending || !strings.Contains(s.MapServers[0].Error, "answers, but not of this: is "+a+" in a site") {
+			if s.State != ServicePending || !strings.Contains(s.MapServers[0].Error, "is not configured for it: "+a+" and ") {
 				t.Errorf("%+v", s)
 			}
 		}
