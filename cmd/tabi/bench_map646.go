@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tabi-lisp/tabi/cmd/internal/bench"
+)
+
+func newBenchMap646Command() *cobra.Command {
+	var o bench.Map646Options
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "map646",
+		Short: "Translation between IPv4 and IPv6: plain routing, tabi, tayga and the original map646, interleaved",
+		Long: `Measure an IPv4 client of an IPv6 server: plain IPv4 routing, plain IPv6 routing, tabi without a translation, tabi
+with service addresses, and other translators, in turn. TCP with one stream and four, UDP with 64 and 1,400 bytes,
+the round trip of one packet; then what a packet costs in the BPF programs alone.
+
+It needs root, and tayga (Debian package) unless --tayga is empty.`,
+		Example: `  sudo tabi bench map646
+  sudo tabi bench map646 --map646 ./map646 --rounds 7 --json >report.json
+  sudo tabi bench map646 --rounds 1 --mappings 1 --tayga ""`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(); err != nil {
+				return err
+			}
+			if err := o.Validate(); err != nil {
+				return err
+			}
+			if o.Original != "" {
+				path, err := exec.LookPath(o.Original)
+				if err != nil {
+					return fmt.Errorf("bench: --map646: %w", err)
+				}
+				o.Original = path
+			}
+			if _, err := exec.LookPath("tayga"); len(o.Tayga) > 0 && err != nil {
+				return fmt.Errorf(`bench: %w (apt-get install tayga, or leave it out: --tayga "")`, err)
+			}
+			o.Progress, o.Log = progress(cmd), quietLog(cmd)
+			r, err := bench.RunMap646(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			return printReport(cmd, r, asJSON)
+		},
+	}
+	c.Flags().IntVar(&o.Rounds, "rounds", 5, "interleaved rounds")
+	c.Flags().DurationVar(&o.Each, "each", 1500*time.Millisecond, "time of one measurement")
+	c.Flags().IntSliceVar(&o.Sizes, "mappings", []int{1, 30, 10_000, 1_000_000}, "service addresses of tabi")
+	c.Flags().IntSliceVar(&o.Tayga, "tayga", []int{1, 30, 10_000}, "static mappings of tayga (which takes long to read many)")
+	c.Flags().StringVar(&o.Original, "map646", "", "binary of the original map646")
+	c.Flags().IntSliceVar(&o.Originals, "map646-mappings", []int{1, 30, 10_000}, "static mappings of the original map646")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
