@@ -137,7 +137,7 @@ func (s *services) apply(ctx context.Context, d lisp.Delta, now time.Time) error
 			affected = append(affected, s.affected([]netip.Prefix{n.Outside})...)
 		}
 		if !d.Full {
-			s.clear(n)
+			touched = append(touched, s.clear(n)...)
 		}
 		s.put(n)
 		put = append(put, n.Outside)
@@ -162,18 +162,20 @@ func (s *services) put(n *service) {
 	}
 }
 
-// clear forgets what a restart left over and is in n's way.
-func (s *services) clear(n *service) {
+// clear forgets what a restart left over and is in n's way, and returns it.
+func (s *services) clear(n *service) (cleared []netip.Prefix) {
 	if s.warm == 0 {
-		return
+		return nil
 	}
 	for _, rivals := range []iter.Seq[netip.Prefix]{s.rivals(n), s.below(n)} {
 		for _, r := range slices.Collect(rivals) {
 			if s.told[r].warm {
 				s.remove(r)
+				cleared = append(cleared, r)
 			}
 		}
 	}
+	return cleared
 }
 
 // overlapping reports whether n overlaps anything that is told.
