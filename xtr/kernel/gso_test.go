@@ -26,7 +26,7 @@ type site struct {
 	vmIf  int
 }
 
-func newSite(t testing.TB, rloc, eid pair, anchor bool) *site {
+func newSite(t testing.TB, rloc, eid pair, anchor bool, opts ...option) *site {
 	t.Helper()
 	s := &site{space: newSpace(t), guest: newSpace(t), rloc: rloc, eid: eid}
 	veth(s.space, "vm0", s.guest, "eth0")
@@ -42,6 +42,9 @@ func newSite(t testing.TB, rloc, eid pair, anchor bool) *site {
 	s.vmIf = s.index("vm0")
 	cfg := Config{
 		PinDir: bpffs(t), Self: []netip.Addr{rloc.v4, rloc.v6}, AllowedRLOCs: cloud, Own: own, Decap: "tc", Anchor: anchor,
+	}
+	for _, o := range opts {
+		o(&cfg, nil)
 	}
 	var err error
 	s.do(func() {
