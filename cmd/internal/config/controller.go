@@ -59,6 +59,7 @@ type rawTiming struct {
 	Locate         scalar[time.Duration] `yaml:"locate" doc:"the hypervisors are asked where a VM runs whose migration nobody watched" def:"2s"`
 	Finish         scalar[time.Duration] `yaml:"finish" doc:"a migration that has arrived waits for a Map-Server to confirm" def:"10s"`
 	Stall          scalar[time.Duration] `yaml:"stall" doc:"a migration sends nothing, before it counts as slow" def:"1m"`
+	Services       scalar[time.Duration] `yaml:"services" doc:"every service address is registered again at the Map-Servers" def:"5m"`
 }
 
 // timing takes what is set; the rest stays 0, which the controller has defaults for.
@@ -73,6 +74,7 @@ func (r rawTiming) timing(p *problems) controller.Timing {
 		{&t.Register, r.Register}, {&t.Lookup, r.Lookup}, {&t.Poll, r.Poll}, {&t.PollIdle, r.PollIdle}, {&t.Tell, r.Tell},
 		{&t.List, r.List}, {&t.ListSoon, r.ListSoon}, {&t.Driver, r.Driver}, {&t.DriverRetry, r.DriverRetry}, {&t.DriverRetryMax, r.DriverRetryMax},
 		{&t.Vanish, r.Vanish}, {&t.Relocate, r.Relocate}, {&t.Locate, r.Locate}, {&t.Finish, r.Finish}, {&t.Stall, r.Stall},
+		{&t.Services, r.Services},
 	} {
 		if k.from.Set && k.from.V <= 0 {
 			p.at(k.from.tok, "%v: want more than 0", k.from.V)
