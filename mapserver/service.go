@@ -289,14 +289,17 @@ func (c *core) setService(now time.Time, s *service, r registering, m lisp.Mappi
 	s.Mapping, s.Site, s.Source, s.KeyID, s.seen = m, r.site.Name, r.from, r.key.ID, now
 	if !before.Mapping.Equal(m) {
 		s.Since = now
-		if known && before.Mapping.TTL != lisp.TTLDelete {
+		was := known && before.Mapping.TTL != lisp.TTLDelete
+		stays := was && s.registered() && before.Mapping.Inside == m.Inside
+		if was && !stays {
 			c.services.remove(before.Mapping)
 		}
 		c.services.known[m.EID] = s
-		if s.registered() {
+		if s.registered() && !stays {
 			c.services.insert(s)
 			c.alarms.stop(&s.alarm)
-		} else {
+		}
+		if !s.registered() {
 			c.alarms.set(&s.alarm, s, now.Add(c.Remember))
 		}
 		c.out.put = append(c.out.put, m.EID)
