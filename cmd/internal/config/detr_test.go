@@ -55,7 +55,7 @@ metrics: {listen: "192.0.2.1:4382"}
 	}
 	translator := &map646.Config{
 		Pool: want.Pool, Own: []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:e1d::/48")},
-		ICMPSource: prefix("203.0.113.62/32"), Addr4: netip.MustParseAddr("192.0.2.1"),
+		ICMPSource: prefix("203.0.113.62/32"), Addr4: netip.MustParseAddr("192.0.2.1"), LowestMTU6: 1444,
 	}
 	if d := cmp.Diff(translator, c.Translator, same); d != "" {
 		t.Errorf("translator (-want +got):\n%s", d)
