@@ -175,7 +175,8 @@ func (l *translationLab) openAnchor() {
 		{Outside: netip.MustParsePrefix(labService6 + "/128"), Inside: netip.MustParsePrefix(labVM + "/128")},
 	}
 	t, err := map646.New(map646.Config{Pool: labPool, Own: own, ICMPSource: netip.MustParsePrefix(labICMPSource + "/32"),
-		Addr4: netip.MustParseAddr(labGateway4), Addr6: netip.MustParseAddr(labGateway6)})
+		Addr4: netip.MustParseAddr(labGateway4), Addr6: netip.MustParseAddr(labGateway6), LowestMTU6: labMTU,
+		Explicit: []map646.Rule{{V4: netip.MustParsePrefix(labGateway4 + "/32"), V6: netip.MustParsePrefix(labGateway6 + "/128")}}})
 	l.must(err)
 	l.must(t.SetServices(l.t.Context(), services...))
 	l.anchor, l.anchorSlow = l.plane(l.detr, kernel.Config{Self: []netip.Addr{netip.MustParseAddr(labDETR)}, Anchor: true, Pool: labPool,
@@ -431,7 +432,7 @@ func TestMap646ThroughADETR(t *testing.T) {
 	l.must(l.anchor.Set(t.Context(), narrow))
 	before := l.anchorSlow.Counters()
 	l.want("larger than the route, with options", l.client, probe{to: labService4, size: 1300, df: true, options: record},
-		answer{from: labICMPSource, typ: 3, code: 4, mtu: 1280})
+		answer{from: labGateway4, typ: 3, code: 4, mtu: 1280})
 	l.counted(before, "up_too_big", 1)
 	l.counted(before, "icmp_too_big", 1)
 	l.must(l.anchor.Set(t.Context(), labRoute(labVM, labXTR)))
