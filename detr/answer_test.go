@@ -2,6 +2,8 @@ package detr
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -77,6 +79,64 @@ func TestAnswer(t *testing.T) {
 				t.Errorf("-want +got:\n%s", d)
 			}
 		})
+	}
+}
+
+// TestAnswerServices: service prefixes are what aggregates are; the pool is known to who probes it, and nobody else.
+func TestAnswerServices(t *testing.T) {
+	cfg := ready(withServices)
+	say := func(probe, serving bool, asked string) string {
+		m := &lisp.MapRequest{Nonce: 7, Probe: probe, ITRRLOCs: []netip.Addr{addr("192.0.2.9")}, Records: []lisp.RequestRecord{{EID: eid(asked)}}}
+		r := answer(cfg, m, addr("100.64.5.2"), serving)
+		if r == nil {
+			return ""
+		}
+		var s string
+		for _, rec := range r.Records {
+			s += rec.EID.String()
+			if len(rec.Locators) != 4 && len(rec.Locators) != 0 {
+				t.Errorf("%s: %+v", asked, rec)
+			}
+			for _, l := range rec.Locators {
+				own := slices.ContainsFunc(cfg.RLOCs, func(o lisp.Locator) bool { return o.RLOC == l.RLOC })
+				if l.Local != own || l.Usable() != (serving || !own) || l.Probed != (probe && l.RLOC == addr("100.64.5.2")) {
+					t.Errorf("%s: %+v", asked, l)
+				}
+			}
+			if len(rec.Locators) > 0 {
+				s += "+"
+			}
+			s += " "
+		}
+		return strings.TrimSpace(s)
+	}
+	for asked, want := range map[string]string{
+		"203.0.113.10/32":           "203.0.113.0/26+",
+		"198.51.100.70/32":          "198.51.100.64/26+",
+		"198.51.100.10/32":          "198.51.100.0/24+ 198.51.100.64/26+", // "all more-specifics"
+		"203.0.113.0/24":            "203.0.113.0/26+",
+		"203.0.113.64/32":           "203.0.113.64/32",
+		"2001:db8:5e::1/128":        "2001:db8:5e::/48+",
+		"2001:db8:64::c000:201/128": "2001:db8:64::c000:201/128",
+		"2001:db8:64::/96":          "2001:db8:64::/96",
+		"[7]203.0.113.10/32":        "[7]203.0.113.10/32",
+	} {
+		for _, serving := range []bool{true, false} {
+			if got := say(false, serving, asked); got != want {
+				t.Errorf("%s, serving %t: %q, want %q", asked, serving, got, want)
+			}
+		}
+	}
+	for asked, want := range map[string]string{
+		"203.0.113.10/32": "203.0.113.0/26+", "203.0.113.0/26": "203.0.113.0/26+", "198.51.100.10/32": "198.51.100.0/24+",
+		"2001:db8:64::c000:201/128": "2001:db8:64::/96+", "2001:db8:64::/96": "2001:db8:64::/96+", "203.0.113.64/32": "",
+	} {
+		if got := say(true, true, asked); got != want {
+			t.Errorf("a probe for %s: %q, want %q", asked, got, want)
+		}
+		if got := say(true, false, asked); got != "" {
+			t.Errorf("a probe for %s while we do not serve: %q", asked, got)
+		}
 	}
 }
 

@@ -111,6 +111,11 @@ func TestNothingLeaves(t *testing.T) {
 		host("198.51.100.10/32", 1, "100.64.1.2"), host("2001:db8:e1d:1::10/128", 1, "100.64.1.2"),
 		host("198.51.100.20/32", 1, "100.64.2.2", "2001:db8:100:2::2"),
 	}
+	// The service prefixes may be known, a service may not.
+	services := []lisp.Mapping{told("192.0.2.131/32", "2001:db8:e1d:1::10/128", 1), told("2001:db8:5e::83/128", "2001:db8:e1d:1::10/128", 1)}
+	for _, m := range services {
+		secrets[m.EID.String()] = m.EID.Prefix.Addr().AsSlice()
+	}
 	moved := []lisp.Mapping{
 		host("198.51.100.10/32", 2, "2001:db8:100:3::2"), host("2001:db8:e1d:1::10/128", 2, "2001:db8:100:3::2"),
 		host("198.51.100.30/32", 1, "100.64.4.2"),
@@ -136,10 +141,14 @@ func TestNothingLeaves(t *testing.T) {
 	}
 	cfg := config()
 	cfg.External, cfg.ExternalResolvers = []Server{external}, []netip.Addr{addr(mr1)}
+	cfg.Services = Services{
+		Prefixes: []netip.Prefix{prefix("192.0.2.128/26"), prefix("2001:db8:5e::/48")}, Pool: prefix("2001:db8:64::/96"), MapServers: []Server{internal1},
+	}
+	public := []netip.Prefix{cfg.Aggregates[0].Prefix, cfg.Aggregates[1].Prefix, cfg.Services.Prefixes[0], cfg.Services.Prefixes[1]}
 	upCfg := speaker("127.0.0.21", 64512, false, "127.0.0.31", 64500)
 	upCfg.Port = bgp.NoListener
 	up, err := bgp.NewUpstream(bgp.UpstreamConfig{
-		Config: upCfg, Aggregates: []netip.Prefix{cfg.Aggregates[0].Prefix, cfg.Aggregates[1].Prefix},
+		Config: upCfg, Aggregates: public,
 		NextHops: []netip.Addr{addr("100.65.5.2"), addr("2001:db8:165:5::2")},
 	}, quiet)
 	if err != nil {
@@ -159,7 +168,7 @@ func TestNothingLeaves(t *testing.T) {
 	announced := func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		return len(routes) == 2 && routes[cfg.Aggregates[0].Prefix] && routes[cfg.Aggregates[1].Prefix]
+		return len(routes) == len(public) && !slices.ContainsFunc(public, func(p netip.Prefix) bool { return !routes[p] })
 	}
 
 	// LISP: everybody but the D-ETR is outside.
@@ -225,8 +234,9 @@ func TestNothingLeaves(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	apply(lisp.Delta{Full: true, Put: ms})
+	apply(lisp.Delta{Full: true, Put: slices.Concat(ms, services)})
 	eventually(t, "the D-ETR has the host mappings", func() bool { return len(d.mappingRows()) == len(ms) })
+	eventually(t, "the D-ETR has the services", func() bool { n, _ := d.anchor.translated(); return n == len(services) })
 	eventually(t, "upstream has the aggregates", announced)
 
 	// Moves, a new VM, one that is gone; the aggregates go and come.
@@ -264,6 +274,7 @@ func TestNothingLeaves(t *testing.T) {
 	questions := []string{
 		"198.51.100.10/32", "198.51.100.20/32", "198.51.100.30/32", "2001:db8:e1d:1::10/128", "198.51.100.0/24", "2001:db8:e1d::/48",
 		"198.51.100.8/30", "2001:db8:e1d:1::/64", "198.51.0.0/16", "0.0.0.0/0", "::/0", "203.0.113.10/32", "[7]198.51.100.10/32",
+		"192.0.2.130/32", "192.0.2.128/26", "2001:db8:5e::82/128", "2001:db8:64::cb00:710a/128", "2001:db8:64::/96",
 	}
 	nonce, expect := uint64(0), count(lisp.TypeMapReply)
 	for _, q := range questions {
@@ -296,8 +307,9 @@ func TestNothingLeaves(t *testing.T) {
 	if got := inside.holds(secrets); len(got) != len(secrets) {
 		t.Fatalf("inside only %v of %d went by: the search is no good", got, len(secrets))
 	}
-	public := map[string][]byte{"aggregate": {24, 198, 51, 100}, "IPv6 aggregate": {48, 0x20, 0x01, 0x0d, 0xb8, 0x0e, 0x1d}}
-	if got := upstream.holds(public); len(got) != 2 {
+	known := map[string][]byte{"aggregate": {24, 198, 51, 100}, "IPv6 aggregate": {48, 0x20, 0x01, 0x0d, 0xb8, 0x0e, 0x1d},
+		"service prefix": {26, 192, 0, 2, 128}, "IPv6 service prefix": {48, 0x20, 0x01, 0x0d, 0xb8, 0x00, 0x5e}}
+	if got := upstream.holds(known); len(got) != len(known) {
 		t.Fatalf("upstream only %v went by: the search is no good", got)
 	}
 	if got := lispOut.holds(map[string][]byte{"aggregate": {198, 51, 100, 0}, "anchor": {100, 64, 6, 2}}); len(got) != 2 {
@@ -314,14 +326,23 @@ func TestNothingLeaves(t *testing.T) {
 	allowed := func(l lisp.Locator) bool {
 		return slices.ContainsFunc(cfg.Anchors, func(a lisp.Locator) bool { return a.RLOC == l.RLOC })
 	}
+	pool := lisp.MakeEID(0, cfg.Services.Pool)
 	for _, m := range out {
 		var recs []lisp.Mapping
+		inHouse := false // for the cloud's own Map-Servers and xTRs, who may know of the pool
 		switch m := m.(type) {
 		case *lisp.MapReply:
-			recs = m.Records
+			recs, inHouse = m.Records, m.Probe
 		case *lisp.MapRegister:
-			recs = m.Records
+			recs, inHouse = m.Records, m.UseTTL
 		case *lisp.MapRequest:
+			if m.SMR {
+				for _, r := range m.Records {
+					recs = append(recs, aggregate(&d.cfg, r.EID, false, netip.Addr{}, true))
+				}
+				inHouse = true
+				break
+			}
 			for _, r := range m.Records {
 				if _, own := d.cfg.own(r.EID); own || m.SourceEID.IsValid() || m.Reply != nil {
 					t.Errorf("we ask for %v with source EID %v", r.EID, m.SourceEID)
@@ -331,8 +352,8 @@ func TestNothingLeaves(t *testing.T) {
 			t.Errorf("we sent a %T", m)
 		}
 		for _, r := range recs {
-			foreign := r.EID == eid("203.0.113.10/32") || r.EID == eid("[7]198.51.100.10/32")
-			if foreign != r.Negative() || !foreign && !slices.Contains(cfg.Aggregates, r.EID) {
+			foreign := r.EID == eid("203.0.113.10/32") || r.EID == eid("[7]198.51.100.10/32") || !inHouse && pool.Contains(r.EID)
+			if foreign != r.Negative() || !foreign && !slices.Contains(d.cfg.outward, r.EID) && !(inHouse && r.EID == pool) {
 				t.Errorf("we say %+v", r)
 			}
 			for _, l := range r.Locators {
