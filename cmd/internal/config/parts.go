@@ -36,7 +36,7 @@ type rawKey struct {
 	Algorithm  scalar[string] `yaml:"algorithm" doc:"hmac-sha-256-128 or hmac-sha-1-96" def:"hmac-sha-256-128"`
 	Format     scalar[string] `yaml:"format" doc:"deployed: the digest covers the xTR-ID too and is sent whole, as open-source peers do; rfc: as RFC 9301 has it" def:"deployed"`
 	Secret     scalar[string] `yaml:"secret" doc:"the shared secret" req:"1" ex:"change-me"`
-	Controller scalar[bool]   `yaml:"controller" doc:"Map-Server only: the key of a cloud controller, which registers for other xTRs" def:"false"`
+	Controller scalar[bool]   `yaml:"controller" doc:"Map-Server only: the key of a cloud controller, which registers for other xTRs, and service addresses" def:"false"`
 }
 
 func (r rawKey) key(p *problems, parent *token.Token) lisp.Key {
