@@ -50,6 +50,12 @@ func openDrain(dir string) (drainState, error) {
 	return d, nil
 }
 
+// Drained says since when a D-ETR with that state directory is drained; zero: it is not.
+func Drained(dir string) (since time.Time, err error) {
+	d, err := openDrain(dir)
+	return d.since, err
+}
+
 func (d *drainState) on() bool { return !d.since.IsZero() }
 
 // set writes down that we are drained, or not any more. Saying it again changes nothing.

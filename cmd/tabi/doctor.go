@@ -20,6 +20,7 @@ import (
 	"github.com/tabi-lisp/tabi/cmd/internal/config"
 	"github.com/tabi-lisp/tabi/cmd/internal/table"
 	"github.com/tabi-lisp/tabi/controller/libvirt"
+	"github.com/tabi-lisp/tabi/detr"
 	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/xtr/kernel"
 )
@@ -67,8 +68,11 @@ func doctor(ctx context.Context, w io.Writer, file string, asJSON bool) error {
 		} else {
 			list = append(list, good("configuration", file))
 			list = append(list, checkConfigured(c)...)
-			if x, ok := c.(*config.XTR); ok {
+			switch x := c.(type) {
+			case *config.XTR:
 				list = append(list, checkVMs(ctx, x.VMs)...)
+			case *config.DETR:
+				list = append(list, checkDrained(x))
 			}
 		}
 	}
@@ -228,6 +232,19 @@ func ownAddresses(rlocs []lisp.Locator) []check {
 		}
 	}
 	return out
+}
+
+// checkDrained tells of a D-ETR that somebody has drained and forgotten; it stays so when it is restarted.
+func checkDrained(c *config.DETR) check {
+	const name = "drain"
+	since, err := detr.Drained(c.StateDir)
+	switch {
+	case err != nil:
+		return bad(name, err.Error(), "remove the file, or let tabi detr drain write it")
+	case since.IsZero():
+		return good(name, "not drained")
+	}
+	return warning(name, "drained since "+since.Local().Format("2006-01-02 15:04:05")+": it announces nothing", "tabi detr undrain, when it is to serve again")
 }
 
 // checkVMs looks whether the agent will hear of VMs.
