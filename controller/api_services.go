@@ -101,7 +101,7 @@ func (c *Controller) putService(r *http.Request) (int, any, error) {
 		if err := c.admit(outside, inside, netip.Prefix{}); err != nil {
 			return false, err
 		}
-		c.addService(outside, inside, vm, now)
+		c.logService(c.addService(outside, inside, vm, now), "added")
 		return true, nil
 	})
 }
@@ -130,6 +130,7 @@ func (c *Controller) moveService(r *http.Request) (int, any, error) {
 			return false, err
 		}
 		c.rebind(s, inside, vm, now)
+		c.logService(s, "moved")
 		return false, nil
 	})
 }
@@ -153,9 +154,11 @@ func (c *Controller) dropService(r *http.Request) (int, any, error) {
 			}
 			s = c.svc.add(Service{Outside: outside, Version: 1, Created: now, Changed: now, Deleted: true}, now)
 			c.savedAs(s, "deleted")
+			c.logService(s, "deleted, though it is not known here")
 		case s == nil:
 			return nil, noService(outside)
 		case !s.Deleted:
+			c.logService(s, "deleted")
 			c.deleteService(s, now)
 		}
 		return nil, nil
@@ -235,6 +238,7 @@ func (c *Controller) addServices(in ServicesRequest, now time.Time) ServicesResu
 	for _, p := range plan {
 		c.addService(p.outside, p.inside, p.vm, now)
 	}
+	c.log.Info("services", "added", out.Added, "refused", out.Refused)
 	out.Applied = true
 	return out
 }

@@ -426,3 +426,58 @@ func TestNetworkAgentToken(t *testing.T) {
 	s.must("PUT", "/v1/hypervisors/hv2", fmt.Sprintf(`{"site":"s2","rloc":"127.0.1.2","xtr_id":"%032d","agent":"%s","token":"%s"}`, 2, hv2.URL, agentToken))
 	s.must("PUT", "/v1/moves/m2", `{"vm":"web","to":"hv2"}`)
 }
+
+// Services over HTTP, UDP and bbolt: a Map-Server that is deaf is told after the restart of the controller.
+func TestNetworkService(t *testing.T) {
+	t.Parallel()
+	s := newNetwork(t)
+	held := func(m *mapServer, e lisp.EID) string {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return fmt.Sprintf("%v version %d ttl %d", m.reg[e].Inside, m.reg[e].Version, m.reg[e].TTL)
+	}
+	state := func(path string) controller.ServiceStatus {
+		var st controller.ServiceStatus
+		if err := json.Unmarshal([]byte(s.must("GET", path, "")), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	const path = "/v1/services/203.0.113.9"
+	out := lisp.HostEID(0, netip.MustParseAddr("203.0.113.9"))
+	s.must("PUT", path+"?wait=5s", `{"vm":"web"}`)
+	if st := state(path); st.State != controller.ServiceConfirmed {
+		t.Errorf("%+v", st)
+	}
+	deaf := func(is bool) {
+		s.ms[0].mu.Lock()
+		s.ms[0].deaf = is
+		s.ms[0].mu.Unlock()
+	}
+	deaf(true)
+	s.must("PUT", "/v1/vms/web2", `{"hypervisor":"hv1","eids":["2001:db8:e1d:1::11"]}`)
+	s.must("POST", path+"/move?wait=300ms", `{"vm":"web2"}`)
+	if st := state(path); st.State != controller.ServicePending || st.MapServers[0].Confirmed || !st.MapServers[1].Confirmed {
+		t.Errorf("%+v", st)
+	}
+	s.stop()
+	s.start()
+	deaf(false)
+	if st := state(path + "?wait=10s"); st.State != controller.ServiceConfirmed || st.VM != "web2" {
+		t.Errorf("%+v", st)
+	}
+	for _, m := range s.ms {
+		if h := held(m, out); h != "2001:db8:e1d:1::11/128 version 2 ttl 4294967295" {
+			t.Error(h)
+		}
+	}
+	code, text := s.request("DELETE", path+"?wait=10s", "")
+	if code != http.StatusNoContent {
+		t.Errorf("%d %s", code, text)
+	}
+	for _, m := range s.ms {
+		if h := held(m, out); !strings.HasSuffix(h, "version 3 ttl 0") {
+			t.Error(h)
+		}
+	}
+}

@@ -623,3 +623,122 @@ func TestServiceShown(t *testing.T) {
 		}
 	})
 }
+
+// The controller is killed at every write, before and after it: what callers were told is so, everywhere, and nothing
+// else is.
+func TestServiceKilled(t *testing.T) {
+	for _, before := range []bool{false, true} {
+		for k := 1; ; k++ {
+			died := false
+			inCity(t, func(t *testing.T, c *city) {
+				c.w.store.mu.Lock()
+				c.w.store.dieAt, c.w.store.before = c.w.store.saves+k, before
+				c.w.store.mu.Unlock()
+				// api repeats a request until it succeeds, over restarts of the controller.
+				api := func(method, path, body string) {
+					t.Helper()
+					for range 10 {
+						code, text := c.request(method, path, body)
+						if code/100 == 2 || code == http.StatusNotFound && method == "DELETE" {
+							return
+						}
+						if code != http.StatusServiceUnavailable {
+							t.Fatalf("kill %d: %s %s: %d %s", k, method, path, code, text)
+						}
+						<-c.done
+						c.end()
+						time.Sleep(2 * time.Second)
+						c.startController()
+					}
+					t.Fatalf("kill %d: %s %s never succeeds", k, method, path)
+				}
+				api("PUT", "/v1/services/198.51.100.100?wait=5s", `{"vm":"web"}`)
+				api("POST", "/v1/services", `{"services":[{"outside":"198.51.100.101","vm":"web2"},{"outside":"2001:db8:5::1","vm":"web2"}]}`)
+				api("POST", "/v1/services/198.51.100.100/move", `{"inside":"2001:db8:e1d:1::20"}`)
+				api("DELETE", "/v1/services/198.51.100.101", "")
+				api("PUT", "/v1/services/198.51.100.102", `{"vm":"web2"}`)
+				api("GET", "/v1/services/198.51.100.102?wait=30s", "")
+				time.Sleep(time.Minute)
+				api("GET", "/v1/services", "")
+				c.have("198.51.100.100>2001:db8:e1d:1::20", "198.51.100.102>2001:db8:e1d:1::11", "2001:db8:5::1>2001:db8:e1d:1::11")
+				if s := c.service("198.51.100.102"); s.State != ServiceConfirmed {
+					t.Errorf("kill %d: %+v", k, s)
+				}
+				if saved, err := c.w.store.Load(); err != nil || len(saved.Services) != 3 {
+					t.Errorf("kill %d: %v %+v", k, err, saved.Services)
+				}
+				c.w.store.mu.Lock()
+				died = c.w.store.died
+				c.w.store.mu.Unlock()
+			})
+			if t.Failed() {
+				return
+			}
+			if !died {
+				if k < 6 {
+					t.Errorf("only %d writes", k-1)
+				}
+				break
+			}
+		}
+	}
+}
+
+// A VM that nobody entered goes with its domain; its services wait for it, say so, and follow its EID.
+func TestServiceOfVanishedVM(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCloud(t)
+		w.cfg.MapServers = nil
+		r := w.start()
+		w.equip(t, r)
+		six := func(name, uuid, eid string) *Guest {
+			return &Guest{Name: name, UUID: uuid + "-2222-4333-8444-555555555555", State: GuestRunning, EIDs: []lisp.EID{mustEID(eid)}}
+		}
+		set := func(hv string, gs ...*Guest) {
+			w.with(func() {
+				for _, g := range gs {
+					w.hyp(hv).guests[g.Name] = g
+				}
+				w.hyp(hv).tell("", GuestChanged)
+			})
+			time.Sleep(2 * time.Minute)
+		}
+		status := func() ServiceStatus {
+			return decode[ServiceStatus](t, r.must(t, http.StatusOK, "GET", "/v1/services/203.0.113.9", ""))
+		}
+		set("hv1", six("six", "aaaaaaaa", "2001:db8:e1d:6::6"))
+		r.must(t, http.StatusCreated, "PUT", "/v1/services/203.0.113.9", `{"vm":"six"}`)
+		if s := status(); s.VM != "six" || s.Problem != "" || s.State != ServiceConfirmed {
+			t.Errorf("%+v", s)
+		}
+		// What a domain claims is not a service address.
+		set("hv1", six("thief", "bbbbbbbb", "203.0.113.9"))
+		if v := r.vm(t, "thief"); !strings.Contains(v.Problem, "203.0.113.9/32 is the service address 203.0.113.9") {
+			t.Errorf("%+v", v)
+		}
+		// It vanishes.
+		w.with(func() { delete(w.hyp("hv1").guests, "six") })
+		time.Sleep(20 * time.Minute)
+		r.must(t, http.StatusNotFound, "GET", "/v1/vms/six", "")
+		if s := status(); s.Problem != "no VM has 2001:db8:e1d:6::6 any more: it was vm six's" || s.VM != "six" {
+			t.Errorf("%+v", s)
+		}
+		r.must(t, http.StatusConflict, "PUT", "/v1/services/203.0.113.9", `{"vm":"web"}`)
+		// It comes back under another name.
+		set("hv2", six("seis", "cccccccc", "2001:db8:e1d:6::6"))
+		if s := status(); s.Problem != "" || s.VM != "seis" {
+			t.Errorf("%+v", s)
+		}
+		// Its metadata say another EID.
+		set("hv2", six("seis", "cccccccc", "2001:db8:e1d:6::7"))
+		if s := status(); s.Problem == "" {
+			t.Errorf("%+v", s)
+		}
+		r.must(t, http.StatusOK, "POST", "/v1/services/203.0.113.9/move", `{"vm":"seis"}`)
+		if s := status(); s.Problem != "" || s.Inside != pfx("2001:db8:e1d:6::7") {
+			t.Errorf("%+v", s)
+		}
+		r.must(t, http.StatusNoContent, "DELETE", "/v1/services/203.0.113.9", "")
+		r.end()
+	})
+}

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -76,10 +77,12 @@ func (x *services) sorted() []*svc {
 	for _, s := range x.all {
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(a, b *svc) int {
-		return lisp.MakeEID(0, a.Outside).Compare(lisp.MakeEID(0, b.Outside))
-	})
+	slices.SortFunc(out, func(a, b *svc) int { return comparePrefixes(a.Outside, b.Outside) })
 	return out
+}
+
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 // vmOf is the VM that has p among its EIDs, whole; "" if none.
@@ -95,11 +98,18 @@ func holds(eids []lisp.EID, p netip.Prefix) bool {
 
 // servicesLost are the services of a VM's EIDs, old, that it would not have with other ones.
 func (c *Controller) servicesLost(old, other []lisp.EID) []string {
-	var out []string
-	for _, s := range c.svc.sorted() {
-		if !s.Deleted && holds(old, s.Inside) && !holds(other, s.Inside) {
-			out = append(out, ServiceName(s.Outside))
+	var lost []netip.Prefix
+	for _, insides := range []prefixIndex{c.svc.index.inside4, c.svc.index.inside6} {
+		for inside, outside := range insides {
+			if holds(old, inside) && !holds(other, inside) {
+				lost = append(lost, outside)
+			}
 		}
+	}
+	slices.SortFunc(lost, comparePrefixes)
+	var out []string
+	for _, p := range lost {
+		out = append(out, ServiceName(p))
 	}
 	return out
 }
@@ -306,6 +316,10 @@ func (c *Controller) anew(s *svc, now time.Time) {
 func (c *Controller) savedAs(s *svc, what string) {
 	c.svc.dirty[s.Outside], c.svc.touched[s.Outside] = true, true
 	c.counters.add("services "+what, 1)
+}
+
+// logService says what a caller has done with a service.
+func (c *Controller) logService(s *svc, what string) {
 	c.log.Info("service", "service", ServiceName(s.Outside), "inside", ServiceName(s.Inside), "vm", s.VM, "version", uint16(s.Version), "what", what)
 }
 
@@ -341,7 +355,7 @@ func (c *Controller) servicesNotified(server netip.Addr, nonce uint64, records [
 		c.svc.dirty[s.Outside], c.svc.touched[s.Outside] = true, true
 	}
 	for _, s := range news.gone {
-		c.log.Info("service", "service", ServiceName(s.Outside), "what", "forgotten by every Map-Server")
+		c.log.Debug("service", "service", ServiceName(s.Outside), "what", "forgotten by every Map-Server")
 		c.gone(s)
 	}
 }
