@@ -28,6 +28,7 @@ type translateOptions struct {
 	link    string
 	hops    bool
 	replies bool
+	kernel  bool
 	verbose bool
 	json    bool
 }
@@ -44,9 +45,14 @@ packet, and packets that no mapping speaks of, do not come out. Standard error s
 end, and why.
 
 FILE says what is translated: "tabi config example map646" prints one to start from, "tabi config reference map646"
-every key. The configuration file of the original map646 will do as well.`,
+every key. The configuration file of the original map646 will do as well.
+
+With --kernel the packets go through the eBPF program of the data plane first, which leaves to Go what it does not
+do itself; it is said which packets those are. What the program translates is compared with what Go makes of it. That
+needs root.`,
 		Example: `  tabi config example map646 > map646.yaml
   tabi map646 translate --config map646.yaml < in.pcap > out.pcap
+  sudo tabi map646 translate --config map646.yaml --kernel -v < in.pcap > out.pcap
   tcpdump -w - -c 100 | tabi map646 translate --config map646.yaml -v | tshark -r -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -61,6 +67,7 @@ every key. The configuration file of the original map646 will do as well.`,
 	f.StringVar(&o.link, "link", "raw", "what comes out: raw (IP packets), or input (frames like those that came in)")
 	f.BoolVar(&o.hops, "hops", true, "decrement TTL or hop limit, as the D-ETR's forwarding does")
 	f.BoolVar(&o.replies, "replies", true, "write the ICMP errors for senders, too")
+	f.BoolVar(&o.kernel, "kernel", false, "through the data plane's program, and through Go what that leaves to it")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "say of each packet what became of it, and why")
 	f.BoolVar(&o.json, "json", false, "say it in JSON")
 	c.MarkFlagRequired("config")
@@ -88,6 +95,7 @@ func translateCapture(o translateOptions, in io.Reader, out, say io.Writer) erro
 	if err != nil {
 		return err
 	}
+	defer w.close()
 	w.say = bufio.NewWriter(say)
 	buffered := bufio.NewWriter(out)
 	err = w.run(in, buffered)
@@ -170,9 +178,10 @@ type offlineRun struct {
 	mtu6   int
 	t      *map646.Translator
 	whole  *map646.Reassembler
+	kernel *offlineKernel // nil: Go does all
 	say    *bufio.Writer
 	total  offlineTotal
-	counts map[string]int
+	counts map[string]*offlineReason
 }
 
 // offlineTotal is the summary.
@@ -181,12 +190,14 @@ type offlineTotal struct {
 	Written    int             `json:"written"`    // replies included
 	Replies    int             `json:"replies"`    // ICMP errors to senders that were written
 	Incomplete int             `json:"incomplete"` // fragmented ICMP packets of which fragments are missing
+	Differ     int             `json:"differ"`     // packets of which the kernel makes something else than Go
 	Reasons    []offlineReason `json:"reasons"`
 }
 
 type offlineReason struct {
 	Reason  string `json:"reason"`
 	Packets int    `json:"packets"`
+	Kernel  int    `json:"kernel,omitempty"` // of them were the kernel's, the rest Go's
 	Why     string `json:"why"`
 }
 
@@ -197,12 +208,15 @@ type offlinePacket struct {
 	Flow   string    `json:"flow,omitempty"`
 	Reason string    `json:"reason"`
 	Why    string    `json:"why"`
+	Kernel string    `json:"kernel,omitempty"` // with --kernel: what the data plane's program does with it
+	Differ string    `json:"differ,omitempty"` // what Go makes of it, when that is something else
 	By     []string  `json:"by,omitempty"`     // services and mappings that it was translated by
 	Became []string  `json:"became,omitempty"` // the flows of what came out
 	Reply  string    `json:"reply,omitempty"`  // the flow of the ICMP error
 
-	packets [][]byte
-	reply   []byte
+	packets  [][]byte
+	reply    []byte
+	byKernel bool // it is done with the packet
 }
 
 func newOfflineRun(o translateOptions, c *config.Map646) (*offlineRun, error) {
@@ -213,7 +227,19 @@ func newOfflineRun(o translateOptions, c *config.Map646) (*offlineRun, error) {
 	if err := t.SetServices(context.Background(), c.Services...); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.config, err)
 	}
-	return &offlineRun{o: o, mtu4: c.MTU4, mtu6: c.MTU6, t: t, whole: map646.NewReassembler(map646.ReassemblerConfig{}), counts: make(map[string]int)}, nil
+	w := &offlineRun{o: o, mtu4: c.MTU4, mtu6: c.MTU6, t: t, whole: map646.NewReassembler(map646.ReassemblerConfig{}), counts: make(map[string]*offlineReason)}
+	if o.kernel {
+		if w.kernel, err = newOfflineKernel(c, o.hops); err != nil {
+			return nil, fmt.Errorf("--kernel: %w", err)
+		}
+	}
+	return w, nil
+}
+
+func (w *offlineRun) close() {
+	if w.kernel != nil {
+		w.kernel.close()
+	}
 }
 
 func (w *offlineRun) run(in io.Reader, out io.Writer) error {
@@ -268,7 +294,9 @@ func (w *offlineRun) packet(p capture.Packet, to *capture.Writer) error {
 	case len(p.Data) < p.Length && cutShort(ip):
 		res.Reason = reasonCutShort
 	default:
-		w.translate(ip, p.Time, &res)
+		if err := w.translate(ip, p.Time, &res); err != nil {
+			return fmt.Errorf("packet %d: %w", p.Number, err)
+		}
 	}
 	if f, is := map646.FlowOf(ip); ok && is {
 		res.Flow = f.String()
@@ -276,8 +304,8 @@ func (w *offlineRun) packet(p capture.Packet, to *capture.Writer) error {
 	if !w.o.replies {
 		res.reply, res.Reply = nil, ""
 	}
-	w.counts[res.Reason]++
 	res.Why = whyNot[res.Reason]
+	w.count(&res)
 	all := res.packets
 	if res.reply != nil {
 		all = append(all, res.reply)
@@ -298,6 +326,21 @@ func (w *offlineRun) packet(p capture.Packet, to *capture.Writer) error {
 	return nil
 }
 
+func (w *offlineRun) count(p *offlinePacket) {
+	c := w.counts[p.Reason]
+	if c == nil {
+		c = &offlineReason{Reason: p.Reason, Why: p.Why}
+		w.counts[p.Reason] = c
+	}
+	c.Packets++
+	if p.byKernel {
+		c.Kernel++
+	}
+	if p.Differ != "" {
+		w.total.Differ++
+	}
+}
+
 // cutShort reports whether the capture has less of an IP packet than its header says.
 func cutShort(ip []byte) bool {
 	switch {
@@ -310,35 +353,52 @@ func cutShort(ip []byte) bool {
 }
 
 // translate translates an IP packet that was captured at a time.
-func (w *offlineRun) translate(ip []byte, at time.Time, res *offlinePacket) {
-	r := w.once(ip, 0)
+func (w *offlineRun) translate(ip []byte, at time.Time, res *offlinePacket) error {
+	r, o := w.once(ip, 0)
 	if r.Reason == map646.DropICMPFragment {
 		whole, ok := w.whole.Take(ip, at)
 		if !ok {
 			res.Reason = reasonFragment
-			return
+			return w.handUp(ip, o.MTU, res)
 		}
-		r = w.once(whole.Packet, whole.Largest)
+		r, o = w.once(whole.Packet, whole.Largest)
 	}
 	res.Reason = r.Reason.String()
 	res.packets, res.reply = r.Packets, r.Reply
+	if err := w.handUp(ip, o.MTU, res); err != nil {
+		return err
+	}
 	for _, by := range []netip.Prefix{r.In, r.Out} {
 		if by.IsValid() {
 			res.By = append(res.By, bareHost(by))
 		}
 	}
-	for _, b := range r.Packets {
+	res.Became = flowsOf(res.packets)
+	if f, ok := map646.FlowOf(res.reply); ok {
+		res.Reply = fmt.Sprintf("%v, ICMP type %d code %d", f, icmpByte(res.reply, 0), icmpByte(res.reply, 1))
+	}
+	return nil
+}
+
+// handUp lets the kernel have a packet first, with --kernel.
+func (w *offlineRun) handUp(ip []byte, mtu int, res *offlinePacket) error {
+	if w.kernel == nil {
+		return nil
+	}
+	return w.kernel.run(ip, mtu, res)
+}
+
+func flowsOf(packets [][]byte) (out []string) {
+	for _, b := range packets {
 		if f, ok := map646.FlowOf(b); ok {
-			res.Became = append(res.Became, fmt.Sprintf("%v, %d bytes", f, len(b)))
+			out = append(out, fmt.Sprintf("%v, %d bytes", f, len(b)))
 		}
 	}
-	if f, ok := map646.FlowOf(r.Reply); ok {
-		res.Reply = fmt.Sprintf("%v, ICMP type %d code %d", f, icmpByte(r.Reply, 0), icmpByte(r.Reply, 1))
-	}
+	return out
 }
 
 // once translates a packet with the MTU of the family that it is translated to, which is known only when it has been.
-func (w *offlineRun) once(ip []byte, largest int) map646.Result {
+func (w *offlineRun) once(ip []byte, largest int) (map646.Result, map646.Options) {
 	o := map646.Options{Hop: w.o.hops, Largest: largest, BackMTU: w.mtu4}
 	if ip[0]>>4 == 6 {
 		o.BackMTU = w.mtu6
@@ -351,9 +411,9 @@ func (w *offlineRun) once(ip []byte, largest int) map646.Result {
 		o.MTU = w.mtu6
 	}
 	if o.MTU == 0 {
-		return r
+		return r, o
 	}
-	return w.t.Translate(ip, o)
+	return w.t.Translate(ip, o), o
 }
 
 // icmpByte is a byte of an ICMP message of the translator's, which has no options or extension headers before it.
@@ -388,6 +448,12 @@ func (w *offlineRun) tell(p *offlinePacket) error {
 	for _, b := range p.Became {
 		line += "; became " + b
 	}
+	if p.Kernel != "" {
+		line += "; kernel: " + p.Kernel
+	}
+	if p.Differ != "" {
+		line += "; Go: " + p.Differ
+	}
 	if len(p.By) > 0 {
 		line += " (by " + strings.Join(p.By, ", ") + ")"
 	}
@@ -408,17 +474,25 @@ func (w *offlineRun) finish() error {
 	w.total.Incomplete += int(c.Expired + c.Evicted)
 	w.total.Reasons = []offlineReason{}
 	for _, name := range reasonOrder() {
-		if n := w.counts[name]; n > 0 {
-			w.total.Reasons = append(w.total.Reasons, offlineReason{name, n, whyNot[name]})
+		if c := w.counts[name]; c != nil {
+			w.total.Reasons = append(w.total.Reasons, *c)
 		}
 	}
+	var differ error
+	if w.total.Differ > 0 {
+		differ = fmt.Errorf("of %d packets the kernel makes something else than Go", w.total.Differ)
+	}
 	if w.o.json {
-		return printJSON(w.say, w.total)
+		return errors.Join(printJSON(w.say, w.total), differ)
 	}
 	fmt.Fprintf(w.say, "%d packets read, %d written, %d of them ICMP errors for senders\n", w.total.Packets, w.total.Written, w.total.Replies)
 	tw := tabwriter.NewWriter(w.say, 2, 8, 2, ' ', 0)
 	for _, r := range w.total.Reasons {
-		fmt.Fprintf(tw, "  %d\t%s\t%s\n", r.Packets, r.Reason, r.Why)
+		fmt.Fprintf(tw, "  %d\t%s\t", r.Packets, r.Reason)
+		if w.kernel != nil {
+			fmt.Fprintf(tw, "%d by the kernel, %d by Go\t", r.Kernel, r.Packets-r.Kernel)
+		}
+		fmt.Fprintln(tw, r.Why)
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -426,5 +500,5 @@ func (w *offlineRun) finish() error {
 	if w.total.Incomplete > 0 {
 		fmt.Fprintf(w.say, "%d fragmented ICMP packets were never complete\n", w.total.Incomplete)
 	}
-	return nil
+	return differ
 }
