@@ -310,3 +310,40 @@ func TestICMPTruncated(t *testing.T) {
 		}
 	}
 }
+
+// Destinations that stand for no host (RFC 7915 sections 1.2, 8), by mappings that cover them.
+func TestIllegalDestination(t *testing.T) {
+	tr := newTranslator(t, Config{Addr4: addr("192.0.2.254"), Addr6: addr("2001:db8::fe"), Pool: prefix("2001:db8:64::/96"),
+		Explicit: []Rule{{V4: prefix("0.0.0.0/0"), V6: prefix("2001:db8:ff00::/40"), Remote: true}}})
+	for _, a := range []string{"224.0.0.1", "239.1.2.3", "255.255.255.255", "240.0.0.1", "127.0.0.1", "0.0.0.0"} {
+		if reply := refused(t, tr, udpPacket("192.0.2.1", a, 1), Options{}, DropIllegalDestination); reply != nil {
+			t.Errorf("%s: told % x", a, reply)
+		}
+		to := Embed(prefix("2001:db8:64::/96"), addr(a)).String()
+		if reply := refused(t, tr, udpPacket("2001:db8:ff01:203:400::", to, 1), Options{}, DropIllegalDestination); reply == nil || reply[40] != 1 || reply[41] != 1 {
+			t.Errorf("%s: told % x", to, reply)
+		}
+	}
+}
+
+// UDP-Lite has the pseudo-header of UDP, and a checksum over part of the data (RFC 3828): it is updated.
+func TestUDPLite(t *testing.T) {
+	tr := newTranslator(t, cloudConfig(), cloudServices()...)
+	datagram := func(src, dst string) []byte {
+		b := vectors.UDPDatagram(src, dst, 40)
+		b[4], b[5] = 0, 20 // covered
+		b[6], b[7] = 0, 0
+		pseudo := append(addr(src).AsSlice(), addr(dst).AsSlice()...)
+		pseudo = append(binary.BigEndian.AppendUint32(pseudo, uint32(len(b))), 0, 0, 0, 136)
+		binary.BigEndian.PutUint16(b[6:], ^vectors.Sum(append(pseudo, b[:20]...)))
+		return b
+	}
+	out := only(t, tr, vectors.IP4{Src: tClient, Dst: tService, Proto: 136, Data: datagram(tClient, tService)}.Bytes(), Options{})
+	if want := datagram(tClient6, tVM); string(out[40:]) != string(want) {
+		t.Errorf("4 to 6: % x, want % x", out[40:48], want[:8])
+	}
+	out = only(t, tr, vectors.IP6{Src: tVM, Dst: tClient6, Next: 136, Data: datagram(tVM, tClient6)}.Bytes(), Options{})
+	if want := datagram(tService, tClient); string(out[20:]) != string(want) {
+		t.Errorf("6 to 4: % x, want % x", out[20:28], want[:8])
+	}
+}
