@@ -21,7 +21,7 @@ type rawController struct {
 	Listen     scalar[netip.AddrPort] `yaml:"listen" doc:"address and port of the HTTP API" req:"1" ex:"192.0.2.9:4381"`
 	Token      scalar[string]         `yaml:"token" doc:"bearer token that callers must present" req:"1" ex:"change-me"`
 	Addresses  []scalar[netip.Addr]   `yaml:"addresses" doc:"own addresses that Map-Registers are sent from" req:"1" ex:"192.0.2.9"`
-	MapServers []rawServer            `yaml:"map_servers" doc:"all Map-Servers of the cloud, with the controller's own key" req:"1"`
+	MapServers []rawServer            `yaml:"map_servers" doc:"all Map-Servers of the cloud, with the controller's own key" req:"1" example:"{address: 192.0.2.53, key: {id: 2, secret: change-me-controller}}"`
 	Migrations rawMigrations          `yaml:"migrations" doc:"live migrations that the controller drives, through libvirt on the hypervisors"`
 	KeepMoves  scalar[int]            `yaml:"keep_moves" doc:"how many moves that have ended are remembered" def:"10000"`
 	Timing     rawTiming              `yaml:"timing" doc:"bounds of every wait; the defaults are right unless the network is very slow"`

@@ -28,7 +28,7 @@ type rawMapServer struct {
 
 type rawSite struct {
 	Name         scalar[string]         `yaml:"name" doc:"for logs and tables" req:"1" ex:"nezu"`
-	Keys         []rawKey               `yaml:"keys" doc:"secrets of the site, by key identifier" req:"1"`
+	Keys         []rawKey               `yaml:"keys" doc:"secrets of the site, by key identifier" req:"1" example:"{id: 1, secret: change-me} | {id: 2, secret: change-me-controller, controller: true}"`
 	Prefixes     []scalar[lisp.EID]     `yaml:"prefixes" doc:"EID prefixes of the site; the service prefixes and the pool, which the D-ETRs register, are among them" req:"1" ex:"198.51.100.0/24 2001:db8:e1d::/48"`
 	MoreSpecific scalar[bool]           `yaml:"accept_more_specifics" doc:"also accept hosts and smaller prefixes inside them" def:"true"`
 	AllowedRLOCs []scalar[netip.Prefix] `yaml:"allowed_rlocs" doc:"RLOCs that may be registered (default: any)" ex:"192.0.2.0/24"`

@@ -94,6 +94,12 @@ func (p *printer) value(t reflect.Type, tag reflect.StructTag, lead, indent, key
 		fmt.Fprintf(&p.b, "%s%s: [%s]\n", lead, key, strings.Join(q, ", "))
 	case t.Kind() == reflect.Slice:
 		fmt.Fprintf(&p.b, "%s%s:\n", lead, key)
+		if elements := tag.Get("example"); p.minimal && elements != "" {
+			for e := range strings.SplitSeq(elements, " | ") {
+				fmt.Fprintf(&p.b, "%s  - %s\n", indent, e)
+			}
+			return
+		}
 		p.list(t.Elem(), indent)
 	}
 }
