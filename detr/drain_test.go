@@ -257,3 +257,14 @@ func TestSolicitor(t *testing.T) {
 		t.Error("there is nothing to ask for without services")
 	}
 }
+
+// TestUpstreams: one that fails does not keep the others from being told.
+func TestUpstreams(t *testing.T) {
+	a, b := &upstream{start: time.Now(), broken: 1}, &upstream{start: time.Now()}
+	if err := (Upstreams{a, b}).Serve(context.Background(), true); err == nil || len(a.take()) != 0 || len(b.take()) != 1 {
+		t.Errorf("error %v", err)
+	}
+	if err := (Upstreams{a, b}).Serve(context.Background(), true); err != nil || len(a.take()) != 1 {
+		t.Errorf("error %v", err)
+	}
+}

@@ -181,6 +181,7 @@ func TestServiceTablesAreMadeOnceASecond(t *testing.T) {
 			t.Errorf("tag %s instead of %s, after %v", e.Tag, second.Tag, time.Since(began))
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		s.slow = 0
 		if e := ask(); e.Tag == second.Tag {
 			t.Error("still the old figures")
