@@ -164,6 +164,19 @@ func parseInner6(b []byte) (h header6, ok bool) {
 	return h, true
 }
 
+// transport is what is behind all extension headers of b, which begins with h and is whole, a first fragment, or what is
+// left of it: those behind a Fragment Header too. It reports false when b ends before.
+func (h *header6) transport(b []byte) (proto byte, at int, ok bool) {
+	proto, at = h.proto, h.upper
+	for proto == protoHopByHop || proto == protoRouting || proto == protoDestOpts {
+		if len(b) < at+2 {
+			return proto, at, false
+		}
+		proto, at = b[at], at+8+8*int(b[at+1])
+	}
+	return proto, at, at <= len(b)
+}
+
 // isExtension reports whether a Next Header value is an IPv6 extension header other than ESP.
 func isExtension(proto byte) bool {
 	switch proto {

@@ -20,8 +20,10 @@ func (c *call) sixToSix(h *header6) Result {
 	if !leaves {
 		return Result{}
 	}
-	src := t.find6(inside6, h.src)
-	var innerSrc, innerDst *entry
+	var src, innerSrc, innerDst *entry
+	if !c.o.Internet { // nobody out there is behind a service
+		src = t.find6(inside6, h.src)
+	}
 	inner := c.packet[h.total:h.total]
 	if h.proto == protoICMP6 && h.offset == 0 && isError6(h.data) && len(h.data) >= icmpHeaderLen+header6Len &&
 		h.data[icmpHeaderLen]>>4 == 6 {
@@ -29,7 +31,9 @@ func (c *call) sixToSix(h *header6) Result {
 		if dst != nil {
 			innerSrc = t.find6(outside6, addr6(inner[8:]))
 		}
-		innerDst = t.find6(inside6, addr6(inner[24:]))
+		if !c.o.Internet {
+			innerDst = t.find6(inside6, addr6(inner[24:]))
+		}
 	}
 	switch {
 	case dst == nil && src == nil && innerSrc == nil && innerDst == nil:
@@ -73,8 +77,11 @@ func (c *call) sixToSix(h *header6) Result {
 		}
 		is = sum(is, q)
 	}
-	if h.offset == 0 && fold(was) != fold(is) && !fixTransport(h.proto, b[h.upper:], was, is) {
-		return c.fail(silently(DropTransport))
+	if h.offset == 0 && fold(was) != fold(is) {
+		proto, at, ok := h.transport(b)
+		if !ok || !fixTransport(proto, b[at:], was, is) {
+			return c.fail(silently(DropTransport))
+		}
 	}
 	if c.o.MTU > 0 && len(b) > c.o.MTU {
 		if len(b) <= MinMTU6 {
@@ -107,8 +114,8 @@ func (c *call) inner66(q, inner []byte, src, dst *entry) bool {
 	if !h.routing {
 		was, is = sum(was, inner[24:40]), sum(is, q[24:40])
 	}
-	if fold(was) != fold(is) {
-		fixTransport(h.proto, q[h.upper:], was, is)
+	if proto, at, ok := h.transport(q); ok && fold(was) != fold(is) {
+		fixTransport(proto, q[at:], was, is)
 	}
 	return true
 }

@@ -96,6 +96,16 @@ func sixToSix() []Vector {
 		vector("66-fragment-later", "map66", fragment(client6, a66, 48, 100, false), fragment(client6, a, 48, 100, false)),
 	)
 
+	cut := func(dst string) IP6 {
+		return IP6{Src: client6, Dst: dst, Next: Fragment6, Data: FragmentHeader(DestOpts, 0, true, 5,
+			slices.Concat([]byte{UDP, 0, 1, 4, 0, 0, 0, 0}, UDPDatagram(client6, dst, 92)[:40]))}
+	}
+	all = append(all,
+		Vector{Name: "66-fragment-options", Shows: "map66", In: cut(a66).Bytes(), Out: one(cut(a).Bytes()), Reason: t},
+		Vector{Name: "66-from-internet", Shows: "map66", Internet: true, In: udp(a, client6).Bytes(), Reason: "unmatched"},
+		Vector{Name: "66-in-from-internet", Shows: "map66", Internet: true, In: udp(client6, b66).Bytes(), Out: one(udp(client6, b).Bytes()), Reason: t, Kernel: true},
+	)
+
 	// ICMP errors: the packet inside went the other way.
 	err := func(name, src, dst string, inner []byte, srcOut, dstOut string, innerOut []byte) Vector {
 		return Vector{Name: name, Shows: "6296 inner", Reason: t,
