@@ -482,3 +482,150 @@ func TestCountersOfTheTranslator(t *testing.T) {
 		}
 	}
 }
+
+// With map646 itself: what comes out is right to the last byte, whichever way the packet takes.
+func TestTranslatedByMap646(t *testing.T) {
+	var x *map646.Translator
+	serve := func(t *testing.T, up fib.Up, vnet, packet []byte) ([]written, map[string]uint64) {
+		cfg := bothGateways
+		cfg.Translator = x
+		up.Reason = fib.UpTranslate
+		return serveOne(t, cfg, up, vnet, packet)
+	}
+	for name, run := range map[string]func(*testing.T){
+		"a super-packet to IPv6": func(t *testing.T) {
+			got, c := serve(t, fib.Up{Seq: 1444}, superHeader(gsoTCP4, 20, 1300), incomplete(t, tcp4(t, 40+13000, true)))
+			if len(got) != 10 || c["map646_translated_4to6"] != 10 {
+				t.Fatalf("%d packets, %v", len(got), c)
+			}
+			var data []byte
+			for _, w := range got {
+				tcp := decode(t, w.packet).Layer(layers.LayerTypeTCP).(*layers.TCP)
+				data = append(data, tcp.Payload...)
+			}
+			if !bytes.Equal(data, pattern(13000)) {
+				t.Error("data differ")
+			}
+		},
+		"a super-packet to IPv4": func(t *testing.T) {
+			b := pkt(t, ip6("2001:db8:e1d:1::10", "2001:db8:64::cb00:7109", layers.IPProtocolTCP), &layers.TCP{SrcPort: 5, DstPort: 6, ACK: true}, gopacket.Payload(pattern(5000)))
+			got, c := serve(t, fib.Up{Flags: fib.UpTransit}, superHeader(gsoTCP6, 40, 1000), incomplete(t, b))
+			if len(got) != 5 || c["map646_translated_6to4"] != 5 {
+				t.Fatalf("%d packets, %v", len(got), c)
+			}
+			for _, w := range got {
+				decode(t, w.packet)
+				if w.Flags != 0 || w.ether != etherTypeIP4 {
+					t.Errorf("%+v", w.Down)
+				}
+			}
+		},
+		"a super-packet that does not fit": func(t *testing.T) {
+			got, c := serve(t, fib.Up{Seq: 1300}, superHeader(gsoTCP4, 20, 1400), incomplete(t, tcp4(t, 20000, true)))
+			if len(got) != 2 || c["icmp_translate"] != 1 || c["translated_sent"] != 1 { // the last of them is small
+				t.Fatalf("%d packets, %v", len(got), c)
+			}
+			m := decode(t, got[0].packet).Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
+			if m.TypeCode != layers.CreateICMPv4TypeCode(3, 4) || m.Seq != 1280 {
+				t.Errorf("%+v", m)
+			}
+		},
+		"without DF": func(t *testing.T) {
+			got, c := serve(t, fib.Up{Seq: 1444}, nil, udp(t, "192.0.2.9", "203.0.113.5", string(pattern(4000))))
+			if len(got) != 4 || c["map646_translated_4to6"] != 1 || c["translated_sent"] != 4 {
+				t.Fatalf("%d packets, %v", len(got), c)
+			}
+			for _, w := range got {
+				if len(w.packet) > 1280 || w.packet[6] != protoFragment {
+					t.Errorf("%d bytes, next header %d", len(w.packet), w.packet[6])
+				}
+			}
+		},
+		"from nobody": func(t *testing.T) {
+			got, c := serve(t, fib.Up{Flags: fib.UpTransit}, nil, udp(t, "2001:db8:e1d:1::99", "2001:db8:64::cb00:7109", "x"))
+			if len(got) != 1 || c["map646_unmapped_source"] != 1 || c["icmp_translate"] != 1 {
+				t.Fatalf("%d packets, %v", len(got), c)
+			}
+			decode(t, got[0].packet)
+		},
+		"from the Internet to IPv4": func(t *testing.T) {
+			got, c := serve(t, fib.Up{}, nil, udp(t, "2001:db8:e1d:1::10", "2001:db8:64::cb00:7109", "x"))
+			if len(got) != 0 && c["icmp_translate"] == 0 || c["map646_relay"] != 1 || c["translated_sent"] != 0 {
+				t.Fatalf("%d packets, %v", len(got), c)
+			}
+		},
+		"a fragmented ping to IPv4": func(t *testing.T) {
+			k := newFakeKernel(t, 1)
+			cfg := bothGateways
+			cfg.Translator = x
+			k.start(cfg)
+			whole := pkt(t, ip6("2001:db8:e1d:1::10", "2001:db8:64::cb00:7109", layers.IPProtocolICMPv6),
+				&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, gopacket.Payload(pattern(3004)))
+			for off := 40; off < len(whole); off += 1232 {
+				end := min(off+1232, len(whole))
+				b := append(bytes.Clone(whole[:40]), protoICMP6, 0, 0, 0, 0, 0, 0, 7)
+				b[6] = protoFragment
+				field := uint16(off - 40)
+				if end < len(whole) {
+					field |= 1
+				}
+				binary.BigEndian.PutUint16(b[42:], field)
+				b = append(b, whole[off:end]...)
+				binary.BigEndian.PutUint16(b[4:], uint16(len(b)-40))
+				k.feed(0, fib.Up{Reason: fib.UpTranslate, Flags: fib.UpTransit, Seq: 1500}, nil, b)
+			}
+			synctest.Wait()
+			got := k.take()
+			if len(got) != 3 {
+				t.Fatalf("%d packets", len(got))
+			}
+			b := reassemble(t, got, 1280)
+			verifyChecksums(t, b)
+			if !bytes.Equal(b[24:], whole[44:]) {
+				t.Error("data differ")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x = fuzzTranslator(t)
+			synctest.Test(t, run)
+		})
+	}
+}
+
+// What was translated and then found too big ends in an error that its sender understands.
+func TestTooBigAfterTranslation(t *testing.T) {
+	x := fuzzTranslator(t)
+	for name, tc := range map[string]struct {
+		packet   []byte
+		from, to string
+		mtu      uint32
+	}{
+		"to IPv6": {udp(t, "2001:db8:64::c000:209", "2001:db8:e1d:1::10", string(pattern(1400))), "192.0.2.254", "192.0.2.9", 1280},
+		"to IPv4": {tcp4(t, 1500, true), "2001:db8:64::c633:6401", "2001:db8:e1d:1::a", 1320},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := bothGateways
+				cfg.Translator = x
+				cfg.Known = func(e lisp.EID) bool { return e.Prefix.Addr().Is6() }
+				got, c := serveOne(t, cfg, fib.Up{Reason: fib.UpTooBig, Seq: 1300}, nil, tc.packet)
+				if len(got) != 1 || c["icmp_too_big"] != 1 {
+					t.Fatalf("%d packets, %v", len(got), c)
+				}
+				p := decode(t, got[0].packet)
+				flow := p.NetworkLayer().NetworkFlow()
+				if flow.Src().String() != tc.from || flow.Dst().String() != tc.to {
+					t.Errorf("%v", flow)
+				}
+				want, mtu := fib.DownNative, uint32(binary.BigEndian.Uint16(got[0].packet[26:]))
+				if got[0].packet[0]>>4 == 6 {
+					want, mtu = fib.DownForward, binary.BigEndian.Uint32(got[0].packet[44:])
+				}
+				if got[0].Do != want || mtu != tc.mtu {
+					t.Errorf("%+v, MTU %d", got[0].Down, mtu)
+				}
+			})
+		})
+	}
+}
