@@ -25,6 +25,8 @@ const (
 	// when there are new ones.
 	probeCollect     = 10 * time.Second
 	probeCollectSoon = time.Second
+	// probeAskAgain is the time between two questions for a mapping that leads nowhere.
+	probeAskAgain = 2 * time.Second
 	// probeMax bounds how many are probed.
 	probeMax = 256
 )
@@ -33,13 +35,14 @@ const (
 // above all, to which VMs send what goes to the Internet. Where there is only one there is no choice, and nothing to
 // find out.
 //
-// One that never answered is left alone: not everybody answers probes. Nor is the last one of a mapping taken away:
-// when nobody answers it may well be us.
+// One that never answered is left alone: not everybody answers probes. Nor is one taken away
+// when none answers of those that might stand in for it: it may well be us. But a mapping of which none answers is asked
+// for again: while D-ETRs start again one after the other it may have been the wrong moment that it is of.
 type prober struct {
 	nonce   func() uint64
 	collect time.Time // when to look for targets again
 	news    bool      // there are new ones
-	groups  [][]netip.Addr
+	groups  []*probeGroup
 	targets map[netip.Addr]*probed
 }
 
@@ -55,8 +58,10 @@ type probed struct {
 
 // probeGroup is locators among which there is a choice, and an EID that who is there knows.
 type probeGroup struct {
-	eid   lisp.EID
-	rlocs []netip.Addr
+	eid    lisp.EID
+	rlocs  []netip.Addr
+	mapped bool      // they are what the mapping system says of eid
+	again  time.Time // when it may be asked for again
 }
 
 // probeSend is a probe to send; probeChange an RLOC that is up or down from now on.
@@ -77,14 +82,10 @@ func newProber(nonce func() uint64) *prober {
 
 // set says what there is to probe. What is not named any more is forgotten; if it was down it is up again, for whoever
 // names it next.
-func (p *prober) set(groups []probeGroup, now time.Time) (changes []probeChange) {
-	p.groups = nil
+func (p *prober) set(groups []*probeGroup, now time.Time) (changes []probeChange) {
+	p.groups = groups
 	keep := map[netip.Addr]bool{}
 	for _, g := range groups {
-		if len(g.rlocs) < 2 {
-			continue
-		}
-		p.groups = append(p.groups, g.rlocs)
 		for _, a := range g.rlocs {
 			keep[a] = true
 			if p.targets[a] == nil && len(p.targets) < probeMax {
@@ -146,17 +147,32 @@ func (p *prober) reply(nonce uint64, now time.Time) (changes []probeChange, ok b
 	return nil, false
 }
 
+// dead reports whether an RLOC that used to answer does so no more.
+func (p *prober) dead(a netip.Addr) bool {
+	t := p.targets[a]
+	return t != nil && t.answered && t.misses >= probeMisses
+}
+
+// lost reports whether nobody of a group is there.
+func (p *prober) lost(g *probeGroup) bool {
+	return !slices.ContainsFunc(g.rlocs, func(a netip.Addr) bool { return !p.dead(a) })
+}
+
+// ask returns the EIDs of mappings that lead nowhere, each now and again.
+func (p *prober) ask(now time.Time) (out []lisp.EID) {
+	for _, g := range p.groups {
+		if g.mapped && !g.again.After(now) && p.lost(g) {
+			g.again = now.Add(probeAskAgain)
+			out = append(out, g.eid)
+		}
+	}
+	return out
+}
+
 // judge compares what RLOCs are with what they should be.
 func (p *prober) judge() (changes []probeChange) {
-	dead := func(a netip.Addr) bool {
-		t := p.targets[a]
-		return t != nil && t.answered && t.misses >= probeMisses
-	}
 	for a, t := range p.targets {
-		down := dead(a)
-		for _, g := range p.groups {
-			down = down && (!slices.Contains(g, a) || slices.ContainsFunc(g, func(o netip.Addr) bool { return !dead(o) }))
-		}
+		down := p.dead(a) && slices.ContainsFunc(p.groups, func(g *probeGroup) bool { return slices.Contains(g.rlocs, a) && !p.lost(g) })
 		if down != t.down {
 			t.down = down
 			changes = append(changes, probeChange{a, !down})
@@ -188,6 +204,15 @@ func (x *XTR) tickProbes(now time.Time) {
 			Probe: true, Nonce: s.nonce, ITRRLOCs: x.rlocs(), Records: []lisp.RequestRecord{{EID: s.eid}}})
 	}
 	x.probedNow(dp, changes, now)
+	asked := x.probe.ask(now)
+	for _, e := range asked {
+		x.count("mappings-dead")
+		x.res.want(e, netip.Addr{}, whyDead, false, now)
+	}
+	if len(asked) > 0 {
+		x.res.tick(now)
+		x.resolved(now)
+	}
 }
 
 // nextProbe is when tickProbes has something to do; zero: never.
@@ -225,26 +250,30 @@ func (x *XTR) probedNow(dp rlocStater, changes []probeChange, now time.Time) {
 	}
 }
 
-// probeGroups are the RLOCs among which there is a choice: our PETRs, and those of mappings with several.
-func (x *XTR) probeGroups() (out []probeGroup) {
-	add := func(e lisp.EID, ls []lisp.Locator) {
-		g := probeGroup{eid: e}
+// probeGroups are the RLOCs among which there is a choice, or might be: our PETRs, and those of mappings with several, or
+// with a PETR.
+func (x *XTR) probeGroups() (out []*probeGroup) {
+	petr := func(a netip.Addr) bool {
+		return slices.ContainsFunc(x.cfg.PETRs, func(l lisp.Locator) bool { return l.RLOC == a })
+	}
+	add := func(e lisp.EID, ls []lisp.Locator, mapped bool) {
+		g := &probeGroup{eid: e, mapped: mapped}
 		for _, l := range x.usable(ls) {
 			g.rlocs = append(g.rlocs, l.RLOC)
 		}
-		if len(g.rlocs) > 1 {
+		if len(g.rlocs) > 1 || slices.ContainsFunc(g.rlocs, petr) {
 			out = append(out, g)
 		}
 	}
 	if len(x.cfg.EIDPrefixes) > 0 { // D-ETRs answer for the cloud's EIDs
-		add(x.cfg.EIDPrefixes[0], x.cfg.PETRs)
+		add(x.cfg.EIDPrefixes[0], x.cfg.PETRs, false)
 	}
 	for e, c := range x.res.cache.All() {
 		if len(out) == probeMax {
 			break
 		}
-		if len(c.Mapping.Locators) > 1 {
-			add(e, c.Mapping.Locators)
+		if n := len(c.Mapping.Locators); n > 1 || n == 1 && petr(c.Mapping.Locators[0].RLOC) {
+			add(e, c.Mapping.Locators, true)
 		}
 	}
 	return out

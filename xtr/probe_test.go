@@ -21,7 +21,7 @@ type probeLab struct {
 	sent   int
 }
 
-func newProbeLab(now time.Time, groups ...probeGroup) *probeLab {
+func newProbeLab(now time.Time, groups ...*probeGroup) *probeLab {
 	l := &probeLab{now: now, silent: map[netip.Addr]bool{}, down: map[netip.Addr]bool{}}
 	l.p = newProber(func() uint64 { l.last++; return l.last })
 	l.p.set(groups, now)
@@ -55,8 +55,8 @@ func (l *probeLab) run(d time.Duration) {
 }
 
 func TestProber(t *testing.T) {
-	a, b, c, alone := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.9")
-	l := newProbeLab(epoch, probeGroup{testEID, []netip.Addr{a, b, c}}, probeGroup{testEID, []netip.Addr{alone}})
+	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1")
+	l := newProbeLab(epoch, &probeGroup{eid: testEID, rlocs: []netip.Addr{a, b, c}})
 	l.silent[c] = true
 	l.run(10 * time.Second)
 	if len(l.down) > 0 || l.sent < 57 || l.sent > 63 {
@@ -79,13 +79,26 @@ func TestProber(t *testing.T) {
 		t.Errorf("down: %v", l.down)
 	}
 	// Everybody is silent: that may be our own fault. C, which never answered, does not count as alive... nor as dead.
-	l.p.set([]probeGroup{{testEID, []netip.Addr{a, b}}}, l.now)
+	l.p.set([]*probeGroup{{eid: testEID, rlocs: []netip.Addr{a, b}}, {eid: testEID6, rlocs: []netip.Addr{a}, mapped: true}}, l.now)
 	l.silent[a], l.silent[b] = true, true
 	l.run(5 * time.Second)
 	if len(l.down) > 0 {
 		t.Errorf("down: %v", l.down)
 	}
-	// One of them answers again: now the other one is dead.
+	// A mapping that leads nowhere is asked for again, now and then.
+	asked := 0
+	for range 30 {
+		l.run(100 * time.Millisecond)
+		for _, e := range l.p.ask(l.now) {
+			if asked++; e != testEID6 {
+				t.Errorf("%v is asked for", e)
+			}
+		}
+	}
+	if asked != 2 {
+		t.Errorf("asked %d times in 3 s", asked)
+	}
+	// One of them answers again: now the other one is dead, though for one mapping it is the only one.
 	l.silent[b] = false
 	l.run(2 * time.Second)
 	if diff := cmp.Diff(map[netip.Addr]bool{a: true}, l.down); diff != "" {
@@ -104,7 +117,7 @@ func TestProber(t *testing.T) {
 // An RLOC that answers for the first time is put up: the data plane may have it down from before a restart.
 func TestProberAfterRestart(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	l := newProbeLab(epoch, probeGroup{testEID, []netip.Addr{a, b}})
+	l := newProbeLab(epoch, &probeGroup{eid: testEID, rlocs: []netip.Addr{a, b}})
 	l.down[a] = true
 	l.run(200 * time.Millisecond)
 	if len(l.down) > 0 {
@@ -112,7 +125,7 @@ func TestProberAfterRestart(t *testing.T) {
 	}
 }
 
-// What the engine has probed: its PETRs and what the map-cache has with several locators, never its own RLOCs.
+// What the engine has probed: its PETRs and what the map-cache has with several locators or a PETR, never its own RLOCs.
 func TestProbeGroups(t *testing.T) {
 	inLab(t, func(l *lab) {
 		x := l.hosts[0].x
@@ -125,7 +138,8 @@ func TestProbeGroups(t *testing.T) {
 			x.cfg.PETRs = []lisp.Locator{loc("192.0.2.1"), loc("192.0.2.2")}
 			many := lisp.Mapping{EID: mustEID("2001:db8:64::/96"), TTL: 10, Locators: []lisp.Locator{loc("192.0.2.1"), loc("192.0.2.3"), loc(l.hosts[0].rloc.String())}}
 			one := lisp.Mapping{EID: mustEID("203.0.113.0/24"), TTL: 10, Locators: []lisp.Locator{loc("192.0.2.4")}}
-			for _, m := range []lisp.Mapping{many, one} {
+			half := lisp.Mapping{EID: mustEID("2001:db8:5e::/48"), TTL: 10, Locators: []lisp.Locator{loc("192.0.2.2")}}
+			for _, m := range []lisp.Mapping{many, one, half} {
 				x.res.cache.Insert(m.EID, &cacheEntry{Mapping: m})
 			}
 			var got []string
@@ -137,11 +151,11 @@ func TestProbeGroups(t *testing.T) {
 				got = append(got, line)
 			}
 			slices.Sort(got)
-			want := []string{"198.51.100.0/24 192.0.2.1 192.0.2.2", "2001:db8:64::/96 192.0.2.1 192.0.2.3"}
+			want := []string{"198.51.100.0/24 192.0.2.1 192.0.2.2", "2001:db8:5e::/48 192.0.2.2", "2001:db8:64::/96 192.0.2.1 192.0.2.3"}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)
 			}
-			for _, m := range []lisp.Mapping{many, one} {
+			for _, m := range []lisp.Mapping{many, one, half} {
 				x.res.cache.Delete(m.EID)
 			}
 		})

@@ -175,6 +175,7 @@ const (
 	whyWithdrawn = "withdrawn"
 	whyOwn       = "own"
 	whyPrepared  = "prepared"
+	whyDead      = "all RLOCs dead"
 )
 
 // next is when tick has something to do; zero: never.
