@@ -25,11 +25,9 @@ func (c *call) hairpin(p packet4) Result {
 		if len(out) > limit {
 			return c.fail(failure{DropTooBig, tell{kind: tellTooBig, mtu: max(limit, MinMTU6)}})
 		}
-	} else {
-		limit = min(limit, c.t.cfg.LowestMTU6)
-		if c.o.Largest > 0 {
-			limit = min(limit, c.o.Largest)
-		}
+	} else if c.o.Largest > 0 {
+		// Otherwise it is no larger than it came: what fits 1280 bytes or so is not the question here.
+		limit = min(limit, c.o.Largest)
 	}
 	if !c.emit6(out, limit, uint32(m.id)) {
 		return c.fail(silently(DropTooBig))

@@ -81,8 +81,8 @@ func fixTransport(proto byte, b []byte, was, is uint64) bool {
 	return true
 }
 
-// emit is a whole packet as the result, or its fragments of at most limit bytes. It reports false when so little is no
-// fragment at all.
+// emit6 makes a whole IPv6 packet the result, or fragments of it of at most limit bytes, with the identification id. It
+// reports false when no fragment is that small.
 func (c *call) emit6(whole []byte, limit int, id uint32) bool {
 	if len(whole) <= limit {
 		c.s.packets = append(c.s.packets, whole)
@@ -113,6 +113,7 @@ func (c *call) emit6(whole []byte, limit int, id uint32) bool {
 	return true
 }
 
+// emit4 does the same for IPv4, with the identification that the packet has.
 func (c *call) emit4(whole []byte, limit int) bool {
 	if len(whole) <= limit {
 		c.s.packets = append(c.s.packets, whole)

@@ -29,6 +29,9 @@ func hairpin() []Vector {
 		{Name: "hairpin-fragment", Shows: "7757 4.2.2", Reason: t,
 			In:  IP6{Src: a, Dst: pb, Next: Fragment6, Data: FragmentHeader(UDP, 0, true, 0x9999beef, d[:48])}.Bytes(),
 			Out: one(IP6{Src: pa, Dst: b, Next: Fragment6, Data: FragmentHeader(UDP, 0, true, 0xbeef, dOut[:48])}.Bytes())},
+		{Name: "hairpin-fragment-large", Shows: "7757 4.2.2", Reason: t, MTU: 1444, // it is IPv6 on both sides: 1280 bytes are no limit
+			In:  IP6{Src: a, Dst: pb, Next: Fragment6, Data: FragmentHeader(ESP, 0, true, 7, Pattern(1352))}.Bytes(),
+			Out: one(IP6{Src: pa, Dst: b, Next: Fragment6, Data: FragmentHeader(ESP, 0, true, 7, Pattern(1352))}.Bytes())},
 		{Name: "hairpin-error-of-host", Shows: "7757 B.1", In: fromB.Bytes(), Out: one(toA.Bytes()), Reason: t},
 	}
 	p := "2001:db8:64::c633:6402" // ICMPSource in the pool
