@@ -48,6 +48,9 @@ const (
 // order. The time is the kernel's own (kernel.bpf_stats) less that of an empty program: it is the clock's.
 // A table that has fewer mappings than destinations covers them with prefixes. The sizes are measured in
 // turn. It needs root, and some 500 bytes of memory per mapping.
+//
+// The programs that translate (map646) are measured with as many services, and with as many mappings of what is
+// behind them.
 func ProgramCost(ctx context.Context, sizes ...int) (out []ProgramTime, err error) {
 	onNewThread(func() { out, err = programCost(ctx, sizes) })
 	if err != nil {
@@ -68,25 +71,6 @@ func onNewThread(f func()) {
 }
 
 func programCost(ctx context.Context, sizes []int) (out []ProgramTime, err error) {
-	var labs []*costLab
-	defer func() {
-		for _, l := range labs {
-			err = errors.Join(err, l.close())
-		}
-	}()
-	for _, n := range sizes {
-		if n < 2 || n > 2_000_000 {
-			return nil, fmt.Errorf("%d mappings: not in 2..2000000", n)
-		}
-		l, err := newCostLab(ctx, n)
-		if err != nil {
-			return nil, fmt.Errorf("with %d mappings: %w", n, err)
-		}
-		labs = append(labs, l)
-	}
-	if len(labs) == 0 {
-		return nil, nil
-	}
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		return nil, fmt.Errorf("statistics: %w", err)
@@ -94,6 +78,37 @@ func programCost(ctx context.Context, sizes []int) (out []ProgramTime, err error
 	defer stats.Close()
 	if err := oneCPU(); err != nil {
 		return nil, err
+	}
+	for _, services := range []bool{false, true} {
+		some, err := costWith(ctx, sizes, services)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, some...)
+	}
+	return out, nil
+}
+
+// costWith measures the programs without services, or those that translate.
+func costWith(ctx context.Context, sizes []int, services bool) (out []ProgramTime, err error) {
+	var labs []*costLab
+	defer func() {
+		for _, l := range labs {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	for _, n := range sizes {
+		if n < 1 || n > 2_000_000 {
+			return nil, fmt.Errorf("%d mappings: not in 1..2000000", n)
+		}
+		l, err := newCostLab(ctx, n, services)
+		if err != nil {
+			return nil, fmt.Errorf("with %d mappings: %w", n, err)
+		}
+		labs = append(labs, l)
+	}
+	if len(labs) == 0 {
+		return nil, nil
 	}
 	for i := range labs[0].cases {
 		times := make([][]float64, len(labs))
@@ -149,8 +164,9 @@ type costCase struct {
 	frames  [][]byte
 }
 
-// newCostLab makes a data plane with n mappings in a namespace of its own, in which it leaves the thread.
-func newCostLab(ctx context.Context, n int) (l *costLab, err error) {
+// newCostLab makes a data plane with n mappings, and as many services if need be, in a namespace of its own, in
+// which it leaves the thread.
+func newCostLab(ctx context.Context, n int, services bool) (l *costLab, err error) {
 	l = &costLab{self: netip.MustParseAddr("100.64.0.1"), rand: rand.New(rand.NewPCG(1, 2))}
 	defer func() {
 		if err != nil {
@@ -165,7 +181,7 @@ func newCostLab(ctx context.Context, n int) (l *costLab, err error) {
 	}
 	if l.d, err = Open(Config{
 		PinDir: filepath.Join(l.dir, "bpf"), Self: []netip.Addr{l.self}, AllowedRLOCs: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")},
-		Own: costOwn, Anchor: true, Capacity: max(n, 2*costActive), Decap: "tc",
+		Own: costOwn, Anchor: true, Capacity: max(2*n, 2*costActive), Decap: "tc", Pool: costPool,
 	}, slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
@@ -176,6 +192,16 @@ func newCostLab(ctx context.Context, n int) (l *costLab, err error) {
 		return nil, err
 	}
 	l.makeCases()
+	if services {
+		if err = l.services(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	for i := range l.cases {
+		for _, a := range l.cases[i].to {
+			l.cases[i].frames = append(l.cases[i].frames, l.cases[i].frame(a))
+		}
+	}
 	return l, nil
 }
 
@@ -194,7 +220,8 @@ func (l *costLab) close() error {
 }
 
 var (
-	costOwn      = []lisp.EID{costEID("10.0.0.0/8"), costEID("2001:db8::/32")}
+	costOwn      = []lisp.EID{costEID("10.0.0.0/8"), costEID("172.16.0.0/12"), costEID("2001:db8::/32"), costEID("2001:dba::/32")}
+	costPool     = netip.MustParsePrefix("2001:db8:ffff:64::/96")
 	costVM       = [2]netip.Addr{netip.MustParseAddr("10.255.0.1"), netip.MustParseAddr("2001:db8:ffff::1")}
 	costStranger = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db9::1")}
 )
@@ -367,11 +394,6 @@ func (l *costLab) makeCases() {
 				frame: func(dst netip.Addr) []byte { return costUDP(l.vmMAC, costVM[f], dst) },
 			},
 		)
-	}
-	for i := range all {
-		for _, a := range all[i].to {
-			all[i].frames = append(all[i].frames, all[i].frame(a))
-		}
 	}
 	l.cases = all
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -25,8 +24,8 @@ type serviceTable struct {
 	others   map[insideKey][]netip.Prefix // of those that do not, the last one set last
 	free     freeList                     // numbers
 	counters counterTable
-	owners   []counterOwner // by counter
-	version  uint64         // of owners
+	owners   []fib.Service // whose counter it is; zero = nobody's
+	version  uint64        // of owners
 	n        struct{ v4, v6, ranges int }
 }
 
@@ -38,12 +37,6 @@ type serviceState struct {
 type insideKey struct {
 	inside netip.Prefix
 	v4     bool // of a service with IPv4 outside
-}
-
-// counterOwner says whose counter it is, and since when.
-type counterOwner struct {
-	service fib.Service
-	since   time.Time
 }
 
 func newServiceTable(d *DataPlane) serviceTable {
@@ -189,10 +182,9 @@ func (t *serviceTable) set(services []fib.Service) (n int, err error) {
 		t.bump(&w)
 		return n, errors.Join(err, errs)
 	}
-	now := time.Now()
 	for _, c := range changes {
 		t.byOut[c.s.Outside] = serviceState{c.s.Inside, c.to}
-		t.owns(c.to.Counter, counterOwner{c.s, now}, c.had)
+		t.owns(c.to.Counter, c.s)
 		t.hold(inKey(c.s.Outside, c.s.Inside), c.s.Outside)
 		if c.had {
 			t.leave(inKey(c.s.Outside, c.old.inside), c.s.Outside)
@@ -225,7 +217,7 @@ func (t *serviceTable) del(outside []netip.Prefix) error {
 		errs = append(errs, t.write(tagOut(p), p, p), t.writeIn(inKey(p, s.inside)))
 		w.touch(tagOut(p), p)
 		w.touch(tagIn(p), s.inside)
-		t.owns(s.to.Counter, counterOwner{}, false)
+		t.owns(s.to.Counter, fib.Service{})
 		t.counters.free.put(s.to.Counter)
 		t.free.put(s.to.Mapping)
 	}
@@ -269,15 +261,12 @@ func (t *serviceTable) count(outside netip.Prefix, n int) {
 	}
 }
 
-// owns says whose counter n is. Of the same Outside it counts on.
-func (t *serviceTable) owns(n uint32, o counterOwner, on bool) {
+// owns says whose counter n is.
+func (t *serviceTable) owns(n uint32, s fib.Service) {
 	for int(n) >= len(t.owners) {
-		t.owners = append(t.owners, counterOwner{})
+		t.owners = append(t.owners, fib.Service{})
 	}
-	if on {
-		o.since = t.owners[n].since
-	}
-	t.owners[n] = o
+	t.owners[n] = s
 	t.version++
 }
 
@@ -491,7 +480,7 @@ func (t *serviceTable) read() error {
 		to := found[n]
 		numbers[n], counters[to.Counter] = true, true
 		t.byOut[s.Outside] = serviceState{s.Inside, to}
-		t.owns(to.Counter, counterOwner{service: s}, false)
+		t.owns(to.Counter, s)
 		t.count(s.Outside, 1)
 		if held[n] {
 			t.byIn[inKey(s.Outside, s.Inside)] = s.Outside

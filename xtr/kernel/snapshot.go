@@ -29,13 +29,13 @@ type snapshots struct {
 	start sync.Once
 	asked chan *snapshot
 
-	owners  []counterOwner // as of version, for the snapshots
+	owners  []fib.Service // as of version, for the snapshots
 	version uint64
 }
 
 type snapshot struct {
 	at     time.Time // when it was begun
-	owners []counterOwner
+	owners []fib.Service
 	chunks []*ebpf.Map
 	ready  chan struct{} // closed when what follows is there
 	counts []fib.ServiceCount
@@ -122,10 +122,10 @@ func (s *snapshot) take(read <-chan chunkCounts) {
 		}
 		for i := range c.n {
 			at := c.chunk*chunkLen + i
-			if at >= len(s.owners) || !s.owners[at].service.Outside.IsValid() {
+			if at >= len(s.owners) || !s.owners[at].Outside.IsValid() {
 				continue
 			}
-			n := fib.ServiceCount{Service: s.owners[at].service}
+			n := fib.ServiceCount{Service: s.owners[at]}
 			for _, v := range c.values[i*cpus : (i+1)*cpus] {
 				n.In.Packets += v.InPackets
 				n.In.Bytes += v.InBytes
