@@ -10,6 +10,7 @@ import (
 type counterTable struct {
 	name   string    // of the map
 	outer  *ebpf.Map // of chunks
+	inner  *ebpf.MapSpec
 	chunks []*ebpf.Map
 	free   freeList
 }
@@ -57,11 +58,14 @@ func (t *counterTable) chunk(n uint32) (m *ebpf.Map, fresh bool, err error) {
 	if m := t.chunks[at]; m != nil {
 		return m, false, nil
 	}
-	spec, err := loadTabi()
-	if err != nil {
-		return nil, false, err
+	if t.inner == nil {
+		spec, err := loadTabi()
+		if err != nil {
+			return nil, false, err
+		}
+		t.inner = spec.Maps[t.name].InnerMap
 	}
-	m, err = ebpf.NewMap(spec.Maps[t.name].InnerMap)
+	m, err = ebpf.NewMap(t.inner)
 	if err != nil {
 		return nil, false, err
 	}

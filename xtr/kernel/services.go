@@ -10,7 +10,6 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
@@ -543,7 +542,7 @@ func checkPool(p netip.Prefix) error {
 	if !p.IsValid() {
 		return nil
 	}
-	if err := checkEID(lisp.MakeEID(0, p)); err != nil || !a.Is6() {
+	if p != p.Masked() || !a.Is6() || a.Is4In6() {
 		return fmt.Errorf("pool prefix %v: not a masked IPv6 prefix", p)
 	}
 	if !slices.Contains([]int{32, 40, 48, 56, 64, 96}, p.Bits()) {

@@ -411,6 +411,11 @@ func TestConfig(t *testing.T) {
 		{Config{PinDir: "x", Self: make9()}, "more than 8"},
 		{Config{PinDir: "x", AllowedRLOCs: []netip.Prefix{{}}}, "not a prefix"},
 		{Config{PinDir: "x", Own: []lisp.EID{{}}}, "own EIDs"},
+		{Config{PinDir: "x", Pool: netip.MustParsePrefix("2001:db8:64::/95")}, "length must be"},
+		{Config{PinDir: "x", Pool: netip.MustParsePrefix("2001:db8:64::1/96")}, "not a masked"},
+		{Config{PinDir: "x", Pool: netip.MustParsePrefix("192.0.2.0/32")}, "not a masked IPv6"},
+		{Config{PinDir: "x", Pool: netip.MustParsePrefix("2001:db8:64:0:ff00::/96")}, "must be zero"},
+		{Config{PinDir: "x", LowestMTU6: 1000}, "lowest IPv6 MTU"},
 	} {
 		if _, err := Open(c.cfg, nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v, want %q", c.cfg, err, c.want)
@@ -461,16 +466,18 @@ func TestClosed(t *testing.T) {
 	l := newLab(t)
 	l.bothHome(false)
 	calls := map[string]func() error{
-		"Set":           func() error { return l.d.Set(context.Background(), to(host(outEID.v4), farRLOC.v4)) },
-		"Del":           func() error { return l.d.Del(context.Background(), host(outEID.v4)) },
-		"RLOCState":     func() error { return l.d.RLOCState(farRLOC.v4, true) },
-		"HoldCounters":  func() error { _, _, err := l.d.HoldCounters(1); return err },
-		"HoldDropped":   func() error { return l.d.HoldDropped(1, 0) },
-		"HoldReset":     func() error { return l.d.HoldReset(1) },
-		"PortCounters":  func() error { _, err := l.d.PortCounters(l.port); return err },
-		"RouteCounters": func() error { _, _, err := l.d.RouteCounters(host(farEID.v4)); return err },
-		"AllCounters":   func() error { _, err := l.d.AllCounters(); return err },
-		"DetachVM":      func() error { return l.d.DetachVM(l.vmIf + 100) },
+		"Set":             func() error { return l.d.Set(context.Background(), to(host(outEID.v4), farRLOC.v4)) },
+		"Del":             func() error { return l.d.Del(context.Background(), host(outEID.v4)) },
+		"RLOCState":       func() error { return l.d.RLOCState(farRLOC.v4, true) },
+		"HoldCounters":    func() error { _, _, err := l.d.HoldCounters(1); return err },
+		"HoldDropped":     func() error { return l.d.HoldDropped(1, 0) },
+		"HoldReset":       func() error { return l.d.HoldReset(1) },
+		"PortCounters":    func() error { _, err := l.d.PortCounters(l.port); return err },
+		"RouteCounters":   func() error { _, _, err := l.d.RouteCounters(host(farEID.v4)); return err },
+		"AllCounters":     func() error { _, err := l.d.AllCounters(); return err },
+		"DetachVM":        func() error { return l.d.DetachVM(l.vmIf + 100) },
+		"DelServices":     func() error { return l.d.DelServices(context.Background(), labPool) },
+		"ServiceCounters": func() error { _, err := l.d.ServiceCounters(); return err },
 	}
 	var busy sync.WaitGroup
 	for name, call := range calls {
