@@ -18,4 +18,5 @@
 //	RFC 7915 4.2, 5.2      icmp.go           RFC 6791  source.go
 //	RFC 7915 4.3, 5.3      inner.go          RFC 6296  nptv6.go
 //	RFC 7915 4.4, 5.4      reply.go          RFC 4884  extension.go
+//	IPv6 to IPv6           sixtosix.go       fragmented ICMP  reassemble.go
 package map646

@@ -2,7 +2,6 @@ package map646
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -167,9 +166,4 @@ func TestOneToOneRoutingHeader(t *testing.T) {
 	if string(out[40:]) != string(in[40:]) {
 		t.Errorf("behind the header it became\n% x, was\n% x", out[40:], in[40:])
 	}
-}
-
-func ExampleEmbed() {
-	fmt.Println(Embed(prefix("2001:db8:122:344::/64"), addr("192.0.2.33")))
-	// Output: 2001:db8:122:344:c0:2:2100:0
 }
