@@ -150,7 +150,9 @@ func (r *rawDETR) build(p *problems) any {
 func outward(c *DETR) []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range c.Anchor.Aggregates {
-		out = append(out, a.Prefix)
+		if a.IID == 0 {
+			out = append(out, a.Prefix)
+		}
 	}
 	return append(out, c.Anchor.Services.Prefixes...)
 }
@@ -221,6 +223,10 @@ func (r *rawDETR) services(p *problems, c *DETR) {
 	}
 	for _, one := range s.Prefixes {
 		c.Kernel.Own = append(slices.Clip(c.Kernel.Own), lisp.MakeEID(0, one))
+	}
+	if s.Pool.IsValid() {
+		// Addresses of the pool are made here: whoever comes with one, or wants to go there, from outside is lying.
+		c.Kernel.Own = append(slices.Clip(c.Kernel.Own), lisp.MakeEID(0, s.Pool))
 	}
 }
 

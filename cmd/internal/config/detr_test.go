@@ -65,14 +65,14 @@ metrics: {listen: "192.0.2.1:4382"}
 	if d := cmp.Diff(routes, c.Routes, same); d != "" {
 		t.Errorf("kernel routes (-want +got):\n%s", d)
 	}
-	own := []lisp.EID{eid("198.51.100.0/24"), eid("2001:db8:e1d::/48"), eid("198.51.100.64/26"), eid("203.0.113.0/26"), eid("2001:db8:5e::/48")}
+	own := []lisp.EID{eid("198.51.100.0/24"), eid("2001:db8:e1d::/48"), eid("198.51.100.64/26"), eid("203.0.113.0/26"), eid("2001:db8:5e::/48"), eid("2001:db8:64::/96")}
 	if d := cmp.Diff(own, c.Kernel.Own, same); d != "" {
 		t.Errorf("the kernel's own (-want +got):\n%s", d)
 	}
 	if d := cmp.Diff(own[:2], c.Anchor.Aggregates, same); d != "" {
 		t.Errorf("aggregates (-want +got):\n%s", d)
 	}
-	if d := cmp.Diff(own[2:], c.Feed.Home, same); d != "" {
+	if d := cmp.Diff(own[2:5], c.Feed.Home, same); d != "" {
 		t.Errorf("what the feed takes services of before registrations (-want +got):\n%s", d)
 	}
 	if c.Metrics.String() != "192.0.2.1:4382" {
