@@ -27,15 +27,24 @@ type UDPFlow struct {
 	A, B    Endpoint
 	AddrA   netip.Addr
 	AddrB   netip.Addr
-	Port    uint16 // at both ends
-	Rate    int    // packets a second in each direction
-	Size    int    // bytes of payload, at least 24; 0 = 128
+	// ToA and ToB are by what address the other end reaches A and B; zero = by AddrA and AddrB. They differ where a
+	// translator stands between.
+	ToA, ToB netip.Addr
+	Port     uint16 // at both ends
+	Rate     int    // packets a second in each direction
+	Size     int    // bytes of payload, at least 24; 0 = 128
 }
 
 // AddUDP adds a pair of UDP streams.
 func (f *Flows) AddUDP(u UDPFlow) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !u.ToA.IsValid() {
+		u.ToA = u.AddrA
+	}
+	if !u.ToB.IsValid() {
+		u.ToB = u.AddrB
+	}
 	u.Size = max(u.Size, stream.StampLen)
 	if u.Size == stream.StampLen {
 		u.Size = 128
@@ -60,10 +69,10 @@ type udpPair struct {
 }
 
 func (p *udpPair) open(ctx context.Context, f *Flows) (err error) {
-	if p.a, err = p.openEnd(ctx, f, p.conf.A, p.conf.AddrA, p.conf.AddrB, p.ba, p.ab); err != nil {
+	if p.a, err = p.openEnd(ctx, f, p.conf.A, p.conf.AddrA, p.conf.ToB, p.ba, p.ab); err != nil {
 		return err
 	}
-	if p.b, err = p.openEnd(ctx, f, p.conf.B, p.conf.AddrB, p.conf.AddrA, p.ab, p.ba); err != nil {
+	if p.b, err = p.openEnd(ctx, f, p.conf.B, p.conf.AddrB, p.conf.ToA, p.ab, p.ba); err != nil {
 		return err
 	}
 	if p.b != nil {
@@ -100,8 +109,8 @@ func (p *udpPair) openEnd(ctx context.Context, f *Flows, e Endpoint, addr, peer 
 func (p *udpPair) start(ctx context.Context) error {
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.cancel = cancel
-	p.send(sending, p.ab, p.a, p.conf.AddrB)
-	p.send(sending, p.ba, p.b, p.conf.AddrA)
+	p.send(sending, p.ab, p.a, p.conf.ToB)
+	p.send(sending, p.ba, p.b, p.conf.ToA)
 	return nil
 }
 

@@ -177,7 +177,8 @@ func (k *koshien) groups() ([]crowd.Group, error) {
 // serve starts a web server on each VM.
 func (k *koshien) serve() error {
 	for _, vm := range serviceVMs() {
-		close, err := k.c.serveSite(vm, koshienPort)
+		at := netip.AddrPortFrom(endpoints[vm].v6, koshienPort)
+		close, err := k.c.serveSite(vm, town[mustNode(serviceHomes[vm]).site], at)
 		if err != nil {
 			return err
 		}
@@ -186,20 +187,20 @@ func (k *koshien) serve() error {
 	return nil
 }
 
-// serveSite starts a web server on a VM with a service address, at its EID.
-func (c *Cloud) serveSite(vm string, port uint16) (close func() error, err error) {
+// serveSite starts a web server on a host.
+func (c *Cloud) serveSite(host, name string, at netip.AddrPort) (close func() error, err error) {
 	var l net.Listener
-	err = c.hosts[vm].ns.Do(func() (err error) {
+	err = c.hosts[host].ns.Do(func() (err error) {
 		if err := writeSysctl("net/core/somaxconn", "65535"); err != nil {
 			return err
 		}
-		l, err = new(net.ListenConfig).Listen(context.Background(), "tcp", netip.AddrPortFrom(endpoints[vm].v6, port).String())
+		l, err = new(net.ListenConfig).Listen(context.Background(), "tcp", at.String())
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("testnet: web server on %s: %w", vm, err)
+		return nil, fmt.Errorf("testnet: web server on %s: %w", host, err)
 	}
-	return crowd.Serve(l, town[mustNode(serviceHomes[vm]).site]).Close, nil
+	return crowd.Serve(l, name).Close, nil
 }
 
 // at waits for a moment of the broadcast.
