@@ -91,7 +91,11 @@ func (c *Controller) putService(r *http.Request) (int, any, error) {
 		if in.Outside.IsValid() && in.Outside != outside {
 			return false, fail(http.StatusBadRequest, "service address %s: the body has another one: %s", ServiceName(outside), in.Outside)
 		}
-		inside, vm, err := c.bind(outside, ServiceRequest{VM: in.VM, Inside: in.Inside})
+		req := ServiceRequest{VM: in.VM, Inside: in.Inside}
+		if there, err := c.there(outside, req); there || err != nil {
+			return false, err
+		}
+		inside, vm, err := c.bind(outside, req)
 		if err != nil {
 			return false, err
 		}
@@ -205,6 +209,12 @@ func (c *Controller) addServices(in ServicesRequest, now time.Time) ServicesResu
 		p, exists, err := func() (p planned, exists bool, err error) {
 			if p.outside, err = ParseServiceAddress(one.Outside); err != nil {
 				return p, false, err
+			}
+			if exists, err = c.there(p.outside, one); exists {
+				p.inside, p.vm = c.svc.live(p.outside).Inside, one.VM
+			}
+			if exists || err != nil {
+				return p, exists, err
 			}
 			if p.inside, p.vm, err = c.bind(p.outside, one); err != nil {
 				return p, false, err

@@ -267,6 +267,12 @@ func TestServiceLife(t *testing.T) {
 		}
 		c.must(t, http.StatusOK, "PUT", "/v1/services/198.51.100.100-32", text)
 		c.must(t, http.StatusCreated, "PUT", "/v1/services/2001:db8:5::10", `{"vm":"web"}`)
+		c.must(t, http.StatusCreated, "PUT", "/v1/services/198.51.100.101", `{"vm":"db","inside":"2001:db8:e1d:1::20"}`)
+		c.must(t, http.StatusOK, "PUT", "/v1/services/198.51.100.101", `{"vm":"db"}`)
+		if text := c.must(t, http.StatusOK, "POST", "/v1/services", `{"services":[{"outside":"198.51.100.101","vm":"db"}]}`); !strings.Contains(text, `"result": "exists"`) {
+			t.Error(text)
+		}
+		c.must(t, http.StatusAccepted, "DELETE", "/v1/services/198.51.100.101", "")
 		c.must(t, http.StatusCreated, "PUT", "/v1/services/203.0.113.16%2F28", `{"inside":"2001:db8:e1d:40::10/124"}`)
 		c.have("198.51.100.100>2001:db8:e1d:1::10", "2001:db8:5::10>2001:db8:e1d:1::10", "203.0.113.16/28>2001:db8:e1d:40::10/124")
 		if s := c.service("203.0.113.16-28"); s.VM != "net" {
@@ -330,6 +336,8 @@ func TestServiceAPIErrors(t *testing.T) {
 			{409, "PUT", p + "203.0.113.32-28", `{"inside":"2001:db8:e1d:7::/124"}`, "no VM has the EID"},
 			// Who has it.
 			{409, "PUT", p + "198.51.100.100", `{"vm":"web2"}`, "198.51.100.100 is taken: service address 198.51.100.100 is translated to 2001:db8:e1d:1::10, which is vm web's"},
+			{409, "PUT", p + "198.51.100.100", `{"vm":"db"}`, "198.51.100.100 is taken"},
+			{404, "PUT", p + "198.51.100.100", `{"vm":"nobody"}`, "no vm"},
 			{409, "PUT", p + "198.51.100.101", `{"vm":"web"}`, "has an IPv4 service address already: service address 198.51.100.100"},
 			{409, "PUT", p + "203.0.113.17", `{"vm":"web2"}`, "203.0.113.16/28 is translated to 2001:db8:e1d:40::10/124, which is vm net's"},
 			{409, "PUT", p + "203.0.113.0-24", `{"inside":"2001:db8:e1d:40::100/120"}`, "is taken: service address 203.0.113.16/28"},

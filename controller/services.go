@@ -171,6 +171,26 @@ func (c *Controller) bind(outside netip.Prefix, in ServiceRequest) (inside netip
 	return inside, vm, nil
 }
 
+// there reports whether in, which names a VM only, asks for a service that is there; or who else has the service
+// address. Which of the VM's EIDs is meant need not be said for either.
+func (c *Controller) there(outside netip.Prefix, in ServiceRequest) (bool, error) {
+	s := c.svc.live(outside)
+	if s == nil || in.Inside != "" || in.VM == "" {
+		return false, nil
+	}
+	if in.VM == or(c.vmOfEID(s.Inside), s.VM) {
+		return true, nil
+	}
+	if _, ok := c.inv.vms[in.VM]; !ok {
+		return false, c.noVM(in.VM)
+	}
+	return false, taken(outside, c.heldBy(outside))
+}
+
+func taken(outside netip.Prefix, by string) error {
+	return fail(http.StatusConflict, "service address %s is taken: %s", ServiceName(outside), by)
+}
+
 // covers reports whether a VM has an EID within p.
 func (c *Controller) covers(p netip.Prefix) bool {
 	if p.IsSingleIP() {
@@ -217,7 +237,7 @@ func onlyEID(v VM, outside netip.Prefix, bits int) (netip.Prefix, error) {
 func (c *Controller) admit(outside, inside, but netip.Prefix) error {
 	x := c.svc.index
 	if o, ok := x.outside.overlapping(outside); ok && o != but {
-		return fail(http.StatusConflict, "service address %s is taken: %s", ServiceName(outside), c.heldBy(o))
+		return taken(outside, c.heldBy(o))
 	}
 	if name, e := c.overlappingEID(outside); name != "" {
 		return fail(http.StatusConflict, "service address %s is no free address: vm %s has the EID %s", ServiceName(outside), name, e)
@@ -489,10 +509,17 @@ func (s ServiceStatus) Trouble() string {
 	if s.Problem != "" {
 		out = append(out, s.Problem)
 	}
-	for _, m := range s.MapServers {
-		if m.Error != "" {
-			out = append(out, m.Server.String()+" "+m.Error)
+	for i, m := range s.MapServers {
+		if m.Error == "" || slices.ContainsFunc(s.MapServers[:i], func(o ServiceServer) bool { return o.Error == m.Error }) {
+			continue
 		}
+		var who []string
+		for _, o := range s.MapServers[i:] {
+			if o.Error == m.Error {
+				who = append(who, o.Server.String())
+			}
+		}
+		out = append(out, strings.Join(who, ", ")+": "+m.Error)
 	}
 	return strings.Join(out, "; ")
 }

@@ -33,7 +33,7 @@ func TestServiceListAndShow(t *testing.T) {
 	prints(t, `
 SERVICE-ADDRESS  EID                      VM   KIND        STATE      MAP-SERVERS  PROBLEM
 198.51.100.100   2001:db8:e1d:1::10       web  ipv4        confirmed  2/2          -
-203.0.113.16/28  2001:db8:e1d:40::10/124  -    ipv4        pending    1/2          no VM has an EID in 2001:db8:e1d:40::10/124 any more; 192.0.2.8 does not answer since 2026-03-01T10:00:00Z
+203.0.113.16/28  2001:db8:e1d:40::10/124  -    ipv4        pending    1/2          no VM has an EID in 2001:db8:e1d:40::10/124 any more; 192.0.2.8: does not answer since 2026-03-01T10:00:00Z
 2001:db8:5::10   2001:db8:e1d:1::10       web  one-to-one  pending    0/1          -
 `, "service", "list")
 	prints(t, "(none)\n", "services", "ls", "--vm", "web")
