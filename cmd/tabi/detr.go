@@ -134,7 +134,7 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 		}
 		up, err := announcer.Status(ctx)
 		return append(s, up...), err
-	}}, parts}, statistics, func() []dropRow { return dropRows(p.kernel.DropCounts(), p.slow.Counters()) }}, extra)
+	}}, parts}, statistics, func() []dropRow { return dropRows(p.kernel.DropCounts(), p.slow.Counters()) }, p.slow.Shows()["translations"]}, extra)
 	return d.run(ctx)
 }
 
@@ -159,17 +159,19 @@ func detrFamilies(ctx context.Context, x *detr.DETR, k *kernel.DataPlane, parts 
 		gauge("tabi_services_ignored", "Services that are not translated here.", uint64(s.Ignored)))
 }
 
-// withServices adds the tables "services" and "drops".
+// withServices adds the tables "services", "drops" and "translations".
 type withServices struct {
 	admin.Daemon
-	statistics *serviceStatistics
-	drops      func() []dropRow
+	statistics   *serviceStatistics
+	drops        func() []dropRow
+	translations func(context.Context) (any, error)
 }
 
 func (w withServices) Shows() map[string]func(context.Context) (any, error) {
 	m := maps.Clone(w.Daemon.Shows())
 	m["services"] = w.statistics.Table
 	m["drops"] = func(context.Context) (any, error) { return w.drops(), nil }
+	m["translations"] = w.translations
 	return m
 }
 
