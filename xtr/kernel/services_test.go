@@ -568,9 +568,10 @@ func TestServiceRefused(t *testing.T) {
 	// Floods of what Go would have to translate are bounded.
 	p := udp(peerMAC, peerMAC, header{src: netip.MustParseAddr("2001:db8:e1d:1::99"), dst: map646.Embed(labPool, outEID.v4)}, 1, 2, nil)[14:]
 	f := lispFrame(header{src: farRLOC.v4, dst: selfRLOC.v4, ttl: 64}, 0xc001, 0, p)
+	copy(f, l.link("u0").Attrs().HardwareAddr)
 	const n = 30_000
 	for range n {
-		l.sendWire(f)
+		l.wire.send(f)
 	}
 	l.settled()
 	if up, drops := l.d.Ups()["translate"], l.d.Drops()["translate-rate"]; up+drops != n || up < 1000 || drops < 1000 {

@@ -99,6 +99,7 @@ struct pkt {
 	u8 pad;
 	u32 xlen;	/* of the packet as it is outside */
 	u32 in, out;	/* counters of the services, 0 = none */
+	u64 service;	/* that the IPv4 destination is known to belong to, as find_service says it */
 };
 
 /* pkt.x: 4 to 6, 6 to 4, 6 to 6 */

@@ -236,7 +236,9 @@ SEC("tc") int up_in(struct __sk_buff *skb)
 		return rc;
 	if (parse(skb, &p))
 		return TC_ACT_UNSPEC; /* the stack's to judge */
-	if (!covered(&own4, &own6, &p.dst, p.tag))
+	if (!p.v6 && (c->flags & C_SERVICES4))
+		p.service = find_service(&p.dst, TAG_OUT4);
+	if (!p.service && !covered(&own4, &own6, &p.dst, p.tag))
 		return TC_ACT_UNSPEC;
 	if (covered(&own4, &own6, &p.src, p.tag))
 		return drop(D_SPOOFED_SOURCE, p.segs, p.len);

@@ -263,7 +263,7 @@ static __always_inline int plan46(struct __sk_buff *skb, struct conf *c, struct 
 
 	if (!(c->flags & C_SERVICES4))
 		return TC_ACT_UNSPEC;
-	found = find_service(&p->dst, TAG_OUT4);
+	found = p->service ? p->service : find_service(&p->dst, TAG_OUT4);
 	s = service_at(found);
 	if (!s)
 		return TC_ACT_UNSPEC;
