@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -409,4 +410,60 @@ func BenchmarkServiceMoves(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestExplainServices: what becomes of a service address, the EID behind it included.
+func TestExplainServices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil, withServices)
+		defer w.stop()
+		for _, s := range []Server{internal1, internal2} {
+			w.inside(s.Addr)
+		}
+		w.apply(lisp.Delta{Full: true, Put: []lisp.Mapping{
+			told("203.0.113.10/32", "2001:db8:e1d::a/128", 4), told("203.0.113.16/28", "2001:db8:e1d::10/124", 1),
+			told("192.0.2.1/32", "2001:db8:e1d::b/128", 1), mapping("2001:db8:e1d::a/128", 7, "100.64.1.2"),
+		}})
+		for e, want := range map[string][]string{
+			"203.0.113.10/32":           {"203.0.113.10/32 is translated to 2001:db8:e1d::a/128 (ipv4)", "2001:db8:e1d::a/128 is at 100.64.1.2 1/100, version 7"},
+			"203.0.113.17/32":           {"203.0.113.16/28 is translated to 2001:db8:e1d::10/124 (ipv4)", "packets are dropped"},
+			"192.0.2.1/32":              {"192.0.2.1/32 is ignored: in no service prefix"},
+			"203.0.113.40/32":           {"packets are dropped"},
+			"2001:db8:64::c000:201/128": {"packets from VMs with an IPv4 service address are translated"},
+			"2001:db8:e1d::a/128":       {"2001:db8:e1d::a/128 is at 100.64.1.2"},
+			"192.0.2.2/32":              {"nothing is known"},
+		} {
+			found, err := w.d.Explain(context.Background(), eid(e))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, s := range want {
+				if i >= len(found) || !strings.Contains(found[i].Says, s) {
+					t.Errorf("%s: %+v, want %q", e, found, s)
+				}
+			}
+		}
+		var registered []string
+		rows, err := w.d.Shows()["registrations"](context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rows.([]RegistrationRow) {
+			registered = append(registered, r.Where+" "+r.MapServer+" "+r.EID.String())
+		}
+		if len(registered) != 5+2*4 || registered[0] != "outside 192.0.2.7 198.51.100.0/24" || registered[5] != "cloud 100.64.9.1 198.51.100.64/26" {
+			t.Errorf("registrations %q", registered)
+		}
+		number, all := w.d.Services(0)
+		if len(all) != 3 || all[0].Outside != prefix("192.0.2.1/32") || all[0].Why != whyNoPrefix || all[1].Version != 4 || all[1].Since.IsZero() {
+			t.Errorf("services %+v", all)
+		}
+		if again, all := w.d.Services(number); again != number || all != nil {
+			t.Error("listed again, though nothing has changed")
+		}
+		w.apply(lisp.Delta{Del: []lisp.EID{eid("203.0.113.10/32")}})
+		if again, all := w.d.Services(number); again == number || len(all) != 2 {
+			t.Errorf("after a change: %d, %+v", again, all)
+		}
+	})
 }

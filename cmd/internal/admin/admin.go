@@ -7,7 +7,10 @@
 //	GET  /v1/show/TABLE     one table: a JSON array of flat objects
 //	GET  /v1/explain?eid=E  what this daemon knows of an EID: [{"part","says","why"}]
 //
-// Whatever else a role offers locally (the agent's API) is served under the same socket.
+// A table that is large has an ETag: who says what it has (If-None-Match) is not sent the same again.
+//
+// Whatever else a role offers locally is served under the same socket: the agent's API; of a D-ETR /metrics, and
+// /v1/drain (GET: its state, PUT: drain, DELETE: undrain).
 package admin
 
 import (

@@ -68,7 +68,7 @@ func (c *Client) Do(ctx context.Context, method, path string) (json.RawMessage, 
 		return nil, fmt.Errorf("%s: no daemon answers: %w", c.Path, err)
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
+	b, err := readAll(resp)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Path, err)
 	}
@@ -88,6 +88,16 @@ func (c *Client) Do(ctx context.Context, method, path string) (json.RawMessage, 
 		c.mu.Unlock()
 	}
 	return b, nil
+}
+
+// readAll reads a body; a large one says how long it is, and is not read into ever larger memory.
+func readAll(resp *http.Response) ([]byte, error) {
+	if n := resp.ContentLength; n > largeAnswer && n < 1<<30 {
+		b := make([]byte, n)
+		_, err := io.ReadFull(resp.Body, b)
+		return b, err
+	}
+	return io.ReadAll(resp.Body)
 }
 
 // About asks who answers.
