@@ -48,13 +48,20 @@ const (
 // order. The time is the kernel's own (kernel.bpf_stats) less that of an empty program: it is the clock's.
 // A table that has fewer mappings than destinations covers them with prefixes. The sizes are measured in
 // turn. It needs root, and some 500 bytes of memory per mapping.
-//
-// The programs that translate (map646) are measured with as many services, and with as many mappings of what is
-// behind them.
 func ProgramCost(ctx context.Context, sizes ...int) (out []ProgramTime, err error) {
-	onNewThread(func() { out, err = programCost(ctx, sizes) })
+	onNewThread(func() { out, err = programCost(ctx, sizes, false) })
 	if err != nil {
 		return nil, fmt.Errorf("kernel: cost of the programs: %w", err)
+	}
+	return out, nil
+}
+
+// TranslationCost measures, as [ProgramCost] does, the programs that translate (map646): with so many services, and with
+// as many mappings of what is behind them.
+func TranslationCost(ctx context.Context, sizes ...int) (out []ProgramTime, err error) {
+	onNewThread(func() { out, err = programCost(ctx, sizes, true) })
+	if err != nil {
+		return nil, fmt.Errorf("kernel: cost of translation: %w", err)
 	}
 	return out, nil
 }
@@ -70,7 +77,8 @@ func onNewThread(f func()) {
 	<-done
 }
 
-func programCost(ctx context.Context, sizes []int) (out []ProgramTime, err error) {
+// programCost measures the programs without services, or those that translate.
+func programCost(ctx context.Context, sizes []int, services bool) (out []ProgramTime, err error) {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		return nil, fmt.Errorf("statistics: %w", err)
@@ -79,18 +87,6 @@ func programCost(ctx context.Context, sizes []int) (out []ProgramTime, err error
 	if err := oneCPU(); err != nil {
 		return nil, err
 	}
-	for _, services := range []bool{false, true} {
-		some, err := costWith(ctx, sizes, services)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, some...)
-	}
-	return out, nil
-}
-
-// costWith measures the programs without services, or those that translate.
-func costWith(ctx context.Context, sizes []int, services bool) (out []ProgramTime, err error) {
 	var labs []*costLab
 	defer func() {
 		for _, l := range labs {

@@ -11,10 +11,14 @@ func TestProgramCost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(all) != 14+8 {
-		t.Fatalf("%d programs were measured", len(all))
+	translations, err := TranslationCost(t.Context(), 1, 2000)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, p := range all {
+	if len(all) != 14 || len(translations) != 8 {
+		t.Fatalf("%d programs were measured, and %d translations", len(all), len(translations))
+	}
+	for _, p := range append(all, translations...) {
 		for _, c := range p.Cost {
 			if c.Nanoseconds <= 0 || c.Nanoseconds > 1e6 {
 				t.Errorf("%s with %d mappings: %.0f ns", p.Program, c.Mappings, c.Nanoseconds)
@@ -31,7 +35,11 @@ func BenchmarkPrograms(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		for _, p := range all {
+		translations, err := TranslationCost(b.Context(), sizes...)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, p := range append(all, translations...) {
 			for i, c := range p.Cost {
 				b.ReportMetric(c.Nanoseconds, strings.ReplaceAll(p.Program, " ", "-")+[]string{"-1", "-30", "-10k", "-1M"}[i]+"-ns")
 			}

@@ -125,6 +125,10 @@ func RunMap646(ctx context.Context, o Map646Options) (m *Map646, err error) {
 			m.Ways[i].Ratios[x.Name] = m.Ways[i].Samples[x.Name].Median / m.Ways[0].Samples[x.Name].Median
 		}
 	}
+	o.Progress("cost of each program")
+	if m.Programs, err = kernel.TranslationCost(ctx, o.Sizes...); err != nil {
+		return nil, fmt.Errorf("bench: programs: %w", err)
+	}
 	m.Targets = m.targets()
 	return m, nil
 }
