@@ -4,6 +4,10 @@
 // Everything is pinned below [Config.PinDir]. A process that ends, or that is killed, leaves the programs
 // at work; the next [Open] with the same directory picks them up, together with the routes.
 //
+// A D-ETR's programs translate for services, too ([DataPlane.SetServices]; RFC 7915, 7757, 6052, 6296): TCP, UDP and
+// ICMP echo, also in fragments as far as those need nothing of each other, in one pass with the look-up of the route.
+// What else has to be translated is handed up for package map646.
+//
 // What the programs cannot do alone goes through lisp0, a TAP device, to Go and back: package fib
 // describes the frames.
 package kernel

@@ -343,6 +343,11 @@ func TestServiceDoor(t *testing.T) {
 			}
 		}
 	}
+	// An ICMP error of Go's own about what was translated here is for Go to translate.
+	down(0, echo(header{src: own[1].Prefix.Addr().Next(), dst: map646.Embed(labPool, outEID.v4)}, true))
+	if u, _ := fib.DecodeUp(l.up.want()); u != (fib.Up{Reason: fib.UpTranslate, Flags: fib.UpTransit}) {
+		t.Errorf("went up as %+v", u)
+	}
 	// The host itself is a client.
 	c := l.dialFrom(service4)
 	if _, err := c.Write([]byte("from the host")); err != nil {

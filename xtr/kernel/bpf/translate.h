@@ -307,6 +307,7 @@ static __always_inline int plan64(struct __sk_buff *skb, struct conf *c, struct 
 	union addr dst = {};
 	u64 found, other;
 	struct service *s;
+	u8 inside = 0;
 	int flags;
 	be32 src;
 
@@ -314,16 +315,22 @@ static __always_inline int plan64(struct __sk_buff *skb, struct conf *c, struct 
 		return drop(D_POOL, p->segs, p->len);
 	if (hops(p) && p->ttl <= 1)
 		return up_ttl(skb, c, p);
+	if (p->flags & F_DOWN)
+		inside = F_TRANSIT; /* Go's own ICMP error about a packet that was translated here */
 	dst.w[3] = extract(c, &p->dst);
 	found = c->flags & C_SERVICES4 ? find_service(&p->src, TAG_IN4) : 0;
 	s = service_at(found);
-	if (!s || never_forwarded(&p->src, 1) || never_forwarded(&dst, 0) || !embeddable(c, dst.w[3]))
+	if (!s || never_forwarded(&p->src, 1) || never_forwarded(&dst, 0) || !embeddable(c, dst.w[3])) {
+		p->flags |= inside;
 		return to_go(skb, c, p);
+	}
 	p->out = found >> 32;
 	p->xlen = p->len - 20;
 	flags = fast6(skb, p);
-	if (flags < 0 || p->len > 65535 + 20)
+	if (flags < 0 || p->len > 65535 + 20) {
+		p->flags |= inside;
 		return to_go(skb, c, p);
+	}
 	src = s->outside[3] | (p->src.w[3] & s->keep[3]);
 	other = find_service(&dst, TAG_OUT4);
 	if (unlikely(other)) {
