@@ -80,7 +80,7 @@ func serviceFlows(c *Cloud, rate, size int) *Flows {
 	return f
 }
 
-// serviceCount runs flows while something happens, and returns what they saw.
+// countFlows runs flows while something happens, and returns what they saw.
 func countFlows(t *testing.T, c *Cloud, f *Flows, during func() []*MoveReport) []FlowReport {
 	t.Helper()
 	c.Flows = f
@@ -169,8 +169,11 @@ func serviceReach(t *testing.T, c *Cloud) {
 		from string
 		to   netip.Addr
 	}{{hostClient4, services[hostTokyo].v4}, {hostClient6, services[hostTokyo].v6}, {hostTokyo, inPool(endpoints[hostClient4].v4)}, {hostNara, inPool(services[hostTokyo].v4)}} {
-		out := inside(t, c, p.from, "busybox", "ping", "-c", "3", "-i", "0.2", "-W", "2", "-s", "3000", p.to.String())
-		if !strings.Contains(out, "3 packets received") {
+		ping := func() string {
+			return inside(t, c, p.from, "busybox", "ping", "-c", "3", "-i", "0.2", "-W", "2", "-s", "3000", p.to.String())
+		}
+		ping() // as above
+		if out := ping(); !strings.Contains(out, "3 packets received") {
 			t.Errorf("%s pings %v with 3000 bytes:\n%s", p.from, p.to, out)
 		}
 	}
@@ -212,7 +215,7 @@ func serviceTraceroute(t *testing.T, c *Cloud) {
 	}
 	router := endpoints[hostClient4].v4.As4()
 	router[3] = 1
-	in := inside(t, c, hostClient4, "busybox", "traceroute", "-n", "-q", "1", "-w", "2", "-m", "8", services[hostTokyo].v4.String())
+	in := inside(t, c, hostClient4, "busybox", "traceroute", "-n", "-q", "1", "-w", "1", "-m", "8", services[hostTokyo].v4.String())
 	var anchors []string
 	for _, n := range nodesOf("detr", inCloud) {
 		for _, a := range []netip.Addr{n.v4(), n.up4(), n.v6(), n.up6()} {
@@ -224,7 +227,7 @@ func serviceTraceroute(t *testing.T, c *Cloud) {
 		t.Errorf("from the Internet: %v\n%s", h, in)
 	}
 	client := endpoints[hostClient4].v4
-	out := inside(t, c, hostTokyo, "busybox", "traceroute6", "-n", "-q", "1", "-w", "2", "-m", "8", inPool(client).String())
+	out := inside(t, c, hostTokyo, "busybox", "traceroute6", "-n", "-q", "1", "-w", "1", "-m", "8", inPool(client).String())
 	h := hops(out)
 	var routers []string
 	for _, n := range nodesOf("detr", inCloud) {
@@ -289,7 +292,7 @@ func serviceDrain(t *testing.T, c *Cloud) {
 // Whatever happens to one D-ETR, and to a VM at the same time, no connection is lost: an ordinary restart of both in
 // turn; either process is killed; one node falls silent, and the other loses its power, while the VM moves.
 func serviceFaults(t *testing.T, c *Cloud) {
-	const viewers, downloads = 100, 10
+	const viewers = 100
 	stopViewers := watchers(t, c, viewers, 200*time.Millisecond, crowd.PathPicture)
 	time.Sleep(600 * time.Millisecond)
 	both := func() {
