@@ -278,7 +278,7 @@ func (l *translationLab) ping(ns *testnet.Namespace, p probe) (answer, error) {
 		if err != nil {
 			return answer{}, err
 		}
-		if a, ok := readAnswer(b[:n], from.String(), to.Is6(), id, seq, request[8:]); ok {
+		if a, ok := readAnswer(b[:n], from.String(), to, id, seq, request[8:]); ok {
 			return a, nil
 		}
 	}
@@ -319,8 +319,10 @@ func (p probe) set(c *net.IPConn, v6 bool) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// readAnswer reads an ICMP message that answers the echo request with this identifier and number.
-func readAnswer(b []byte, from string, v6 bool, id, seq uint16, data []byte) (a answer, ok bool) {
+// readAnswer reads an ICMP message that answers the echo request with this identifier and number. An error must be about
+// what was sent: to where it was sent.
+func readAnswer(b []byte, from string, to netip.Addr, id, seq uint16, data []byte) (a answer, ok bool) {
+	v6 := to.Is6()
 	if len(b) < 8 {
 		return a, false
 	}
@@ -351,7 +353,11 @@ func readAnswer(b []byte, from string, v6 bool, id, seq uint16, data []byte) (a 
 	if len(inner) < at+8 || binary.BigEndian.Uint16(inner[at+4:]) != id || binary.BigEndian.Uint16(inner[at+6:]) != seq {
 		return a, false
 	}
-	return a, true
+	dst := to.AsSlice()
+	if at = 16; v6 {
+		at = 24
+	}
+	return a, bytes.Equal(inner[at:at+len(dst)], dst)
 }
 
 // want pings, and fails unless the answer is as wanted.
@@ -413,6 +419,7 @@ func TestMap646ThroughADETR(t *testing.T) {
 	l.want("the client's first hop", l.client, probe{to: labService4, size: 56, ttl: 1}, answer{from: "203.0.113.1", typ: 11})
 	l.want("the client's second hop", l.client, probe{to: labService4, size: 56, ttl: 2}, answer{from: labGateway4, typ: 11})
 	l.want("the client's third hop, which has no IPv4 address", l.client, probe{to: labService4, size: 56, ttl: 3}, answer{from: labICMPSource, typ: 11})
+	l.want("the client's third hop, by IPv6", l.client, probe{to: labService6, size: 56, ttl: 3}, answer{from: labVMGateway, typ: 3})
 	l.want("the client's goal", l.client, probe{to: labService4, size: 56, ttl: 4}, answer{from: labService4, typ: echo4, data: 56})
 	l.want("the VM's first hop", l.vm, probe{to: labClient.String(), size: 56, ttl: 1}, answer{from: labVMGateway, typ: 3})
 	l.want("the VM's second hop", l.vm, probe{to: labClient.String(), size: 56, ttl: 2}, answer{from: labGateway6, typ: 3})
@@ -457,6 +464,7 @@ func TestMap646ThroughADETR(t *testing.T) {
 
 	l.zeroChecksum()
 	l.transfers()
+	t.Logf("D-ETR: %v", nonZero(l.anchorSlow.Counters()))
 	for _, name := range []string{"drop_translate_loop", "drop_no_translator", "bad_packet", "bad_offload", "icmp_untranslated", "reassembly_overlap", "reassembly_malformed"} {
 		if n := l.anchorSlow.Counters()[name]; n > 0 {
 			t.Errorf("%s: %d", name, n)

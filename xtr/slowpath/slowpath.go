@@ -230,6 +230,8 @@ func (s *SlowPath) stop() {
 		h.finish()
 	}
 	s.tellDoor()
+	incomplete, _ := s.xlate.reassembler.Held()
+	s.counts.add(dropStopped, uint64(incomplete))
 	for _, c := range s.ports {
 		c.clear()
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -462,6 +463,31 @@ func TestFragmentedICMPIsForgotten(t *testing.T) {
 		synctest.Wait()
 		if n := s.Counters()["reassembly_expired"]; n != 1 {
 			t.Errorf("%d expired", n)
+		}
+	})
+}
+
+// What is not complete when the slow path ends is dropped, and counted.
+func TestFragmentedICMPWhenItEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg, _ := translating(piecewise(udp6(t, 100)))
+		k := newFakeKernel(t, 1)
+		s, err := New(cfg, k.queues, k, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		_, fragments := pingFragments(t, 4000, 1480)
+		k.feed(0, fib.Up{Reason: fib.UpTranslate}, nil, fragments[0])
+		synctest.Wait()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		if n := s.Counters()["drop_stopped"]; n != 1 {
+			t.Errorf("%d dropped", n)
 		}
 	})
 }
