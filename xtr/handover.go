@@ -53,9 +53,16 @@ type handover struct {
 	announced bool           // the claim: the hypervisor or the controller told of the move
 	seenIf    int            // interface at which the VM was seen; 0: none
 	baseAt    time.Time      // armed: when to look again at what the interface has dropped
-	base      map[int]uint64 // armed: packets that the interfaces had dropped
+	looks     []look         // armed: what was seen then, if it had changed
+	read      map[int]uint64 // armed: packets that had been read from the interfaces at the last look
 	counting  bool           // redirecting: counted is set
 	counted   uint64         // redirecting: packets that the routes had taken when nothing was held any more
+}
+
+// look is what the interfaces of a source's VM had dropped at a time, packets by interface index. It was not later.
+type look struct {
+	at      time.Time
+	dropped map[int]uint64
 }
 
 // timing is how long a handover waits.
@@ -75,8 +82,8 @@ const (
 	settleQuiet = 10 * time.Second
 	// settleMost is how many times the settle time a source waits for that silence.
 	settleMost = 20
-	// baseEvery is how often an armed source looks at what its interface drops: those packets were given to
-	// it, and the VM will never have read them.
+	// baseEvery is how often an armed source looks at what its interface drops because the VM is slow: those packets
+	// were given to it, and the VM will never have read them. What it drops because the VM has stopped is replayed.
 	baseEvery = 250 * time.Millisecond
 )
 
@@ -327,6 +334,37 @@ func (h *handover) done(now time.Time) []op {
 	h.to(Settled, h.Why)
 	return []op{opEnd}
 }
+
+// looked: at a time, packets had been read from the VM's interfaces, and dropped there. While nothing is read nobody knows
+// yet whether the VM has stopped: what is dropped then does not count.
+func (h *handover) looked(at time.Time, read, dropped map[int]uint64) {
+	if h.State != Armed {
+		return // that may be what the VM missed because it had stopped
+	}
+	stands := h.read != nil && maps.Equal(h.read, read)
+	h.read = read
+	if n := len(h.looks); n > 0 && (stands || maps.Equal(h.looks[n-1].dropped, dropped)) {
+		return
+	}
+	h.looks = append(h.looks, look{at, dropped})
+	if len(h.looks) > maxLooks {
+		h.looks = slices.Delete(h.looks, 0, 1)
+	}
+}
+
+// droppedBy is what the VM's interfaces had dropped when it stopped, as far as that is known. The stop may be told late: what
+// was seen after it was the stop's doing.
+func (h *handover) droppedBy(stop time.Time) (dropped map[int]uint64) {
+	for i, l := range h.looks {
+		if i == 0 || !l.at.After(stop) {
+			dropped = l.dropped
+		}
+	}
+	return dropped
+}
+
+// maxLooks bounds how many looks are kept: a stop is not told later than so many times baseEvery.
+const maxLooks = 40
 
 // elsewhere: the mapping system says that the VM runs somewhere else. to are the RLOCs of its mapping.
 func (h *handover) elsewhere(m lisp.Mapping, to []lisp.Locator, now time.Time) []op {
@@ -651,7 +689,7 @@ func (h *handover) takesOver(old *handover, now time.Time) {
 	for k := old.under; k != nil; k = k.under {
 		h.under = k // the flush began under it
 	}
-	h.base, h.seenIf = old.base, old.seenIf
+	h.looks, h.read, h.seenIf = old.looks, old.read, old.seenIf
 	old.last = old.State
 	old.to(Superseded, "superseded by "+h.ID)
 	if h.under != old {

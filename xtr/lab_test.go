@@ -649,6 +649,20 @@ func (p *labPlane) hasTap(name string) bool {
 	return p.taps[name] != nil
 }
 
+// setRoom bounds what waits at an interface, in packets.
+func (p *labPlane) setRoom(name string, packets int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taps[name].room = packets
+}
+
+// droppedAt is how many packets an interface had no room for.
+func (p *labPlane) droppedAt(name string) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.taps[name].dropped
+}
+
 func (p *labPlane) tapIndex(name string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

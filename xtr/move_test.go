@@ -261,6 +261,45 @@ func TestControllerDiesAfterPrepare(t *testing.T) {
 	})
 }
 
+// On a busy host the stop is told late. The interface has overflowed by then, and the source has looked at what it has
+// dropped: that was not the VM's doing, and the copies go to the target.
+func TestStopIsToldLate(t *testing.T) {
+	for _, late := range []time.Duration{100 * time.Millisecond, 700 * time.Millisecond} {
+		t.Run(late.String(), func(t *testing.T) {
+			inLab(t, func(l *lab) {
+				a, b := l.hosts[0], l.hosts[1]
+				vm := l.newVM("web", 10)
+				vm.boot(a)
+				a.plane.setRoom("tap-web", 200)
+				f4, f6 := l.flow(vm.eids[0]), l.flow(vm.eids[1])
+				time.Sleep(20 * time.Millisecond)
+				l.prepare("m1", vm, a, b, 1)
+				// A VM that is slow misses packets, too: those are its own loss, and say nothing of later ones.
+				vm.pause()
+				time.Sleep(100 * time.Millisecond)
+				vm.resume(a)
+				missed := a.plane.droppedAt("tap-web")
+				time.Sleep(400 * time.Millisecond)
+				b.plane.addTap("tap-web")
+				vm.pause()
+				at := time.Now()
+				time.Sleep(late)
+				a.must("POST", "/v1/events", VMEvent{VM: vm.name, Event: EventStop, At: at})
+				time.Sleep(50 * time.Millisecond)
+				vm.resume(b)
+				b.event(vm.name, EventResume)
+				vm.announce()
+				time.Sleep(100 * time.Millisecond)
+				f4.end()
+				f6.end()
+				if lost := f4.check(vm, true) + f6.check(vm, true); uint64(lost) != missed || missed == 0 {
+					t.Errorf("%d packets are lost; the VM itself missed %d", lost, missed)
+				}
+			})
+		})
+	}
+}
+
 // The hypervisor tells nothing, neither stop nor resume: what the VM and the mapping system say must do. What the
 // old interface swallows before the mapping moves is lost, no more.
 func TestNobodyTellsOfTheStop(t *testing.T) {

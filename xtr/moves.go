@@ -247,7 +247,7 @@ func (x *XTR) hereNow(h *handover, now time.Time) {
 
 // replay asks for what the VM never read. It may take milliseconds: others must not wait for it.
 func (x *XTR) replay(h *handover, now time.Time) {
-	ports, hold, base := x.portsOf(h), h.Hold, h.base
+	ports, hold, base := x.portsOf(h), h.Hold, h.droppedBy(h.Times.Paused)
 	if len(ports) == 0 {
 		x.exec(h, h.replayed(0, now), now)
 		return
@@ -284,20 +284,18 @@ func (x *XTR) base(h *handover) {
 		return
 	}
 	go func() {
-		base := map[int]uint64{}
+		was, dropped := map[int]uint64{}, map[int]uint64{}
 		for _, p := range ports {
-			_, dropped, err := x.ports.PortStats(p.index)
-			if err != nil {
+			var err error
+			if was[p.index], dropped[p.index], err = x.ports.PortStats(p.index); err != nil {
 				return
 			}
-			base[p.index] = dropped
+		}
+		at := time.Now()
+		for _, p := range ports {
 			x.ports.Arm(p.index)
 		}
-		x.in.rush(func(time.Time) { // not behind the stop that it was read before
-			if h.State == Armed { // later ones may be packets that the VM missed because it had stopped
-				h.base = base
-			}
-		})
+		x.in.rush(func(time.Time) { h.looked(at, was, dropped) }) // not behind the stop that it was read before
 	}()
 }
 
