@@ -195,6 +195,29 @@ func TestReply(t *testing.T) {
 	}
 }
 
+// Errors other than the one of RFC 7915 section 5.4 are sent about ICMPv6 that is no error, and none to who cannot be.
+func TestReplyAboutICMP6(t *testing.T) {
+	tr := newTranslator(t, cloudConfig(), cloudServices()...)
+	message := func(typ byte, n int) []byte {
+		return vectors.IP6{Src: tVM, Dst: tClient6, Hop: 1, Next: 58, Data: vectors.ICMP6Message(tVM, tClient6, typ, 0, 0, vectors.Pattern(n))}.Bytes()
+	}
+	if reply := refused(t, tr, message(128, 9), Options{Hop: true}, DropHopLimit); reply == nil || reply[40] != 3 {
+		t.Errorf("echo, hop limit used up: told % x", reply)
+	}
+	if reply := refused(t, tr, message(128, 1400), Options{MTU: 1280}, DropTooBig); reply == nil || reply[40] != 2 {
+		t.Errorf("echo, too big: told % x", reply)
+	}
+	for _, typ := range []byte{1, 127, 137} {
+		if reply := refused(t, tr, message(typ, 60), Options{Hop: true}, DropHopLimit); reply != nil {
+			t.Errorf("type %d: told % x", typ, reply)
+		}
+	}
+	in := vectors.IP4{Src: "127.0.0.1", Dst: tService, TTL: 1, Proto: 17, Data: vectors.UDPDatagram("127.0.0.1", tService, 9)}.Bytes()
+	if reply := refused(t, tr, in, Options{Hop: true}, DropHopLimit); reply != nil {
+		t.Errorf("127.0.0.1 is told % x", reply)
+	}
+}
+
 // TTL and hop limit (RFC 7915 sections 4.1, 5.1).
 func TestHop(t *testing.T) {
 	tr := newTranslator(t, cloudConfig(), cloudServices()...)

@@ -41,6 +41,7 @@ func TestEdges(t *testing.T) {
 		{"UDP without all of its header", cloud, ip4{Src: tClient, Dst: tService, Proto: 17, Data: []byte{1, 2, 3, 4}}.Bytes(), DropTransport},
 		{"no data at all", cloud, ip4{Src: tClient, Dst: tService, Proto: 99}.Bytes(), Translated46},
 		{"6, no data at all", cloud, ip6{Src: tVM, Dst: tClient6, Next: 59}.Bytes(), Translated64},
+		{"6, options, and nothing behind them", cloud, ip6{Src: tVM, Dst: tClient6, Next: 60, Data: []byte{59, 0, 1, 4, 0, 0, 0, 0}}.Bytes(), Translated64},
 		{"6, UDP without all of its header", cloud, ip6{Src: tVM, Dst: tClient6, Next: 17, Data: []byte{1, 2, 3, 4}}.Bytes(), DropTransport},
 
 		{"inside: a request that has no counterpart", cloud, icmp4(tClient, tService, 11, icmp4(tService, tClient, 13, nil)), DropICMPInner},
@@ -58,6 +59,7 @@ func TestEdges(t *testing.T) {
 		{"non-global inside", global, icmp4("8.8.8.8", tService, 11, udpPacket(tService, "10.1.1.1", 1)), DropNonGlobal},
 		{"non-global source inside", global, icmp4("8.8.8.8", tService, 11, udpPacket("10.1.1.1", "8.8.8.8", 1)), DropNonGlobal},
 		{"6, non-global inside", global, icmp6(tVM, "64:ff9b::808:808", 3, udpPacket("64:ff9b::a01:101", tVM, 1)), DropICMPInner},
+		{"6, a source that is not of the pool, and would embed 10.1.1.1", global, udpPacket("2001:db8::a01:101", "64:ff9b::808:808", 1), DropUnmappedSource},
 		{"6, non-global source of the pool", global, udpPacket("64:ff9b::a01:101", "64:ff9b::808:808", 1), DropNonGlobal},
 		{"a non-global IPv4-translatable destination", global, udpPacket("8.8.8.8", "10.1.1.1", 1), DropNonGlobal},
 		{"a hairpin whose source is non-global", global, udpPacket(tVM, "64:ff9b::808:404", 1), DropNonGlobal},
