@@ -19,6 +19,8 @@
 //	libvirt_cloud.go steady.go   the cloud's guests under such daemons, moved by virsh; real time for emulated CPUs
 //	scenario_drain.go _fleet.go _trail.go _witness.go _usage.go   a hypervisor with hundreds of VMs is emptied
 //	scenario_satellite.go _shape.go _heartbeat.go                a camp of real guests moves over a slow link
+//	services.go frr.go power.go  VMs with IPv6 only and their service addresses; FRR as the Internet router; a node without power
+//	scenario_koshien.go sockets.go crowd/ plot/                  a broadcast to thousands of viewers, and its drawing
 //
 // Non-test files import little of ours, and nothing of the daemons: those are reached the way an operator reaches them.
 package testnet

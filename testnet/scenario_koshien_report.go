@@ -107,8 +107,11 @@ func (r *KoshienReport) judge() {
 
 // wait writes a time for people.
 func wait(ms float64) string {
-	if ms >= 1000 {
+	switch {
+	case ms >= 1000:
 		return fmt.Sprintf("%.1f s", ms/1000)
+	case ms < 10:
+		return fmt.Sprintf("%.1f ms", ms)
 	}
 	return fmt.Sprintf("%.0f ms", ms)
 }
@@ -158,7 +161,7 @@ func (r *KoshienReport) WriteText(w io.Writer) error {
 		p.f("statistics     of the %s D-ETR were read %d times\n", s.Site, s.Reads)
 	}
 	for _, m := range r.Moves {
-		p.f("move           %s -> %s, blackout %.0f ms, %d packets held, the D-ETRs knew %.1f ms after the VM ran\n", town[m.From], town[m.To], m.BlackoutMS, m.Held, m.RunToPushMS)
+		p.f("move           %s -> %s: blackout %.0f ms, %d packets held, D-ETRs knew %.1f ms later\n", town[m.From], town[m.To], m.BlackoutMS, m.Held, m.RunToPushMS)
 	}
 	if r.Machine.BacklogDrops > 0 {
 		p.f("this machine's kernel dropped %d packets because a CPU's input queue was full\n", r.Machine.BacklogDrops)

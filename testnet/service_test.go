@@ -26,6 +26,7 @@ func TestServiceAddresses(t *testing.T) {
 	must(t, c.Flows.Close())
 	must(t, c.waitUpstream(within(t, 30*time.Second), "detr1", "detr2"))
 	t.Run("reach", func(t *testing.T) { serviceReach(t, c) })
+	t.Run("another VM", func(t *testing.T) { serviceOfAnother(t, c) })
 	t.Run("traceroute", func(t *testing.T) { serviceTraceroute(t, c) })
 	t.Run("dns64", func(t *testing.T) { serviceDNS64(t, c) })
 	t.Run("moves", func(t *testing.T) { serviceMoves(t, c) })
@@ -187,6 +188,33 @@ func serviceReach(t *testing.T, c *Cloud) {
 		}
 		if len(rows) != 6 || sum.Packets == 0 {
 			t.Errorf("%s: %d services, %d packets: %+v", anchor, len(rows), sum.Packets, rows)
+		}
+	}
+}
+
+// A service address that somebody has is nobody else's; it is given to another VM in one step, and taken back.
+func serviceOfAnother(t *testing.T, c *Cloud) {
+	taken := services[hostNara].v4
+	path := "/v1/services/" + taken.String()
+	err := c.Controller(t.Context(), http.MethodPut, path, map[string]string{"vm": hostWeb}, nil)
+	if !isStatus(err, http.StatusConflict) || !strings.Contains(err.Error(), hostNara) {
+		t.Errorf("what %s has is given to another: %v", hostNara, err)
+	}
+	for _, vm := range []string{hostWeb, hostNara} {
+		must(t, c.Controller(t.Context(), http.MethodPost, path+"/move", map[string]string{"vm": vm}, nil))
+		want := serviceRow{Outside: netip.PrefixFrom(taken, 32), Inside: netip.PrefixFrom(endpoints[vm].v6, 128)}
+		for _, anchor := range c.anchors() {
+			for ctx := within(t, 10*time.Second); ; {
+				rows, err := c.serviceRows(ctx, anchor)
+				must(t, err)
+				if slices.ContainsFunc(rows, func(r serviceRow) bool { return r.Outside == want.Outside && r.Inside == want.Inside }) {
+					break
+				}
+				must(t, sleep(ctx, 20*time.Millisecond))
+			}
+		}
+		if out := inside(t, c, hostClient4, "busybox", "ping", "-c", "2", "-i", "0.2", "-W", "2", taken.String()); !strings.Contains(out, "2 packets received") {
+			t.Errorf("at %s:\n%s", vm, out)
 		}
 	}
 }
