@@ -220,3 +220,84 @@ func TestServiceDatagramSuperPackets(t *testing.T) {
 		out.Close()
 	}
 }
+
+// TestServiceHairpinSuperPackets: from one VM to the service address of another and back, super-packets keep their outer
+// headers, whole.
+func TestServiceHairpinSuperPackets(t *testing.T) {
+	a := newSite(t, selfRLOC, vmEID, false)
+	b := newSite(t, farRLOC, farEID, false)
+	x := newSite(t, addrs("100.64.5.2", "2001:db8:100:5::2"), addrs("198.51.100.99", "2001:db8:e1d:1::99"), true,
+		func(c *Config, _ *Port) { c.Pool = labPool })
+	join(a, "u0", x, "u1")
+	join(b, "u0", x, "u2")
+	aService6 := netip.MustParseAddr("2001:db8:e1d:5e::66")
+	x.must(x.d.SetServices(t.Context(), append(labServices(), service(aService6.String(), vmEID.v6.String()))...))
+	pool4 := func(s string) netip.Addr { return map646.Embed(labPool, netip.MustParseAddr(s)) }
+	for _, c := range []struct{ dial, seen netip.Addr }{
+		{service6, aService6},
+		{pool4(service4.String()), pool4("198.51.100.78")},
+	} {
+		for _, outer6 := range both {
+			toA, toB := to(host(vmEID.v6), a.rloc.of(outer6)), to(host(farEID.v6), b.rloc.of(!outer6))
+			toA.Transit, toB.Transit = true, true
+			x.set(toA, toB)
+			a.set(a.home(vmEID.v6), to(host(c.dial), x.rloc.of(outer6)))
+			b.set(b.home(farEID.v6), to(host(c.seen), x.rloc.of(!outer6)))
+			for _, g := range []*site{a, b} {
+				g.guest.route("::/0", "", "eth0")
+				g.guest.neigh("eth0", c.dial.String(), gatewayMAC)
+				g.guest.neigh("eth0", c.seen.String(), gatewayMAC)
+			}
+			f := &front{client: a.guest, x: x, b: b}
+			for _, back := range both {
+				before := x.link("u2").Attrs().Statistics
+				const n = 6 << 20
+				f.pump(t, c.dial, n, back)
+				after := x.link("u2").Attrs().Statistics
+				size := (after.TxBytes - before.TxBytes) / (after.TxPackets - before.TxPackets)
+				if back {
+					size = (after.RxBytes - before.RxBytes) / (after.RxPackets - before.RxPackets)
+				}
+				if size < 5000 {
+					t.Errorf("to %v, back %v: packets of %d bytes: not super-packets", c.dial, back, size)
+				}
+			}
+		}
+	}
+	if n := x.d.Ups()["translate"]; n != 0 {
+		t.Errorf("%d packets went up", n)
+	}
+}
+
+// TestServiceBetweenTunnels: between an IPv4 EID and a service a super-packet's outer headers cannot stay, as what is
+// inside changes family: Go's device makes segments of it, which pass.
+func TestServiceBetweenTunnels(t *testing.T) {
+	a := newSite(t, selfRLOC, vmEID, false)
+	b := newSite(t, farRLOC, farEID, false)
+	x := newSite(t, addrs("100.64.5.2", "2001:db8:100:5::2"), addrs("198.51.100.99", "2001:db8:e1d:1::99"), true,
+		func(c *Config, _ *Port) { c.Pool = labPool })
+	join(a, "u0", x, "u1")
+	join(b, "u0", x, "u2")
+	x.must(x.d.SetServices(t.Context(), service(service4.String(), farEID.v6.String())))
+	stop := make(chan struct{})
+	defer close(stop)
+	go echoSegments(x.d, stop)
+	back := map646.Embed(labPool, vmEID.v4)
+	for _, outer6 := range both {
+		toA, toB := to(host(vmEID.v4), a.rloc.of(outer6)), to(host(farEID.v6), b.rloc.of(!outer6))
+		toA.Transit, toB.Transit = true, true
+		x.set(toA, toB)
+		a.set(a.home(vmEID.v4), to(host(service4), x.rloc.of(outer6)))
+		b.set(b.home(farEID.v6), to(host(back), x.rloc.of(!outer6)))
+		a.guest.neigh("eth0", service4.String(), gatewayMAC)
+		b.guest.route("::/0", "", "eth0")
+		b.guest.neigh("eth0", back.String(), gatewayMAC)
+		f := &front{client: a.guest, x: x, b: b}
+		for _, toClient := range both {
+			f.pump(t, service4, 1<<20, toClient)
+		}
+	}
+	if x.d.Ups()["segment"] == 0 {
+		t.Error("no super-packet went up: has the kernel learned to carry them whole?")
+	}
+}
