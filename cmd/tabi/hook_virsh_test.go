@@ -17,9 +17,9 @@ import (
 	"github.com/tabi-lisp/tabi/testnet"
 )
 
-// TestMain is also tabi itself, for libvirt to call: the test binary with a command line of tabi's.
+// TestMain is also tabi itself, for libvirt to call and as a daemon: the test binary with a command line of tabi's.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "hook" {
+	if len(os.Args) > 1 && (os.Args[1] == "hook" || os.Args[1] == "detr" || os.Args[1] == "mapserver") {
 		main()
 		os.Exit(0)
 	}
