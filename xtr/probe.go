@@ -51,8 +51,9 @@ type probed struct {
 	eid      lisp.EID // that is asked for
 	nonce    uint64   // of the probe that is out, 0 = none
 	due      time.Time
-	misses   int  // probes in a row without answer
-	answered bool // it has answered once
+	misses   int       // probes in a row without answer
+	answered bool      // it has answered once
+	heard    time.Time // when it did last
 	down     bool
 }
 
@@ -138,7 +139,7 @@ func (p *prober) reply(nonce uint64, now time.Time) (changes []probeChange, ok b
 			continue
 		}
 		first := !t.answered
-		t.nonce, t.misses, t.answered, t.due = 0, 0, true, now.Add(probeInterval)
+		t.nonce, t.misses, t.answered, t.heard, t.due = 0, 0, true, now, now.Add(probeInterval)
 		if first && !t.down {
 			changes = append(changes, probeChange{a, true}) // it may be down from before a restart
 		}
@@ -277,4 +278,29 @@ func (x *XTR) probeGroups() (out []*probeGroup) {
 		}
 	}
 	return out
+}
+
+// ShowRLOC is one row of "rlocs": an RLOC that is probed.
+type ShowRLOC struct {
+	RLOC  netip.Addr `json:"rloc"`
+	State string     `json:"state"` // up, down, or never answered: which counts as up
+	Heard time.Time  `json:"heard,omitzero"`
+	Tries int        `json:"tries"` // probes since
+	EID   lisp.EID   `json:"eid"`   // that it is asked for
+}
+
+func (x *XTR) showRLOCs(time.Time) []ShowRLOC {
+	rows := []ShowRLOC{}
+	for a, t := range x.probe.targets {
+		row := ShowRLOC{RLOC: a, State: "up", Heard: t.heard, Tries: t.misses, EID: t.eid}
+		switch {
+		case t.down:
+			row.State = "down"
+		case !t.answered:
+			row.State = "never answered"
+		}
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b ShowRLOC) int { return a.RLOC.Compare(b.RLOC) })
+	return rows
 }

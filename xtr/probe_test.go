@@ -160,5 +160,28 @@ func TestProbeGroups(t *testing.T) {
 			}
 		})
 		<-done
+		if rows := table[ShowRLOC](l.hosts[0], "rlocs"); len(rows) > 0 {
+			t.Errorf("a data plane that cannot be told has RLOCs probed: %+v", rows)
+		}
 	})
+}
+
+func TestShowRLOCs(t *testing.T) {
+	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1")
+	l := newProbeLab(epoch, &probeGroup{eid: testEID, rlocs: []netip.Addr{a, b, c}})
+	l.silent[c] = true
+	l.run(time.Second)
+	l.silent[b] = true
+	l.run(2 * time.Second)
+	x := &XTR{probe: l.p}
+	got := map[string]string{}
+	for _, r := range x.showRLOCs(l.now) {
+		got[r.RLOC.String()] = r.State
+		if heard := !r.Heard.IsZero(); heard != (r.RLOC != c) || r.EID != testEID {
+			t.Errorf("%+v", r)
+		}
+	}
+	if diff := cmp.Diff(map[string]string{"192.0.2.1": "up", "192.0.2.2": "down", "2001:db8::1": "never answered"}, got); diff != "" {
+		t.Error(diff)
+	}
 }

@@ -85,6 +85,7 @@ func (x *XTR) Shows() map[string]func(context.Context) (any, error) {
 		"local":         show(x, x.showLocal),
 		"registrations": show(x, x.showRegistrations),
 		"moves":         show(x, x.showMoves),
+		"rlocs":         show(x, x.showRLOCs),
 		"guests":        show(x, x.showGuests),
 		"counters":      show(x, x.showCounters),
 	}

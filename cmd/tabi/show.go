@@ -35,6 +35,7 @@ var tables = map[string]string{
 	"hypervisors":   "hypervisors of the cloud (controller)",
 	"vms":           "VMs of the cloud (controller)",
 	"ports":         "VM interfaces (xTR)",
+	"rlocs":         "RLOCs that are probed, and whether they answer (xTR)",
 	"services":      "service addresses: the EIDs that they are translated to, and who knows of them (controller, Map-Server); what was translated (D-ETR)",
 	"translations":  "what became of the packets that the kernel left to map646 in Go, and fragments that wait (D-ETR)",
 	"guests":        "VMs as this host's hypervisor tells of them: state, interfaces, EIDs and who named those (xTR)",
