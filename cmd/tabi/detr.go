@@ -53,7 +53,11 @@ func runDETR(ctx context.Context, c *config.DETR, d *daemon) error {
 	c.Kernel.Pool = c.Anchor.Services.Pool
 	var inGo *map646.Translator
 	if c.Translator != nil {
-		var err error
+		upstream, err := globalAddresses(c.Upstream)
+		if err != nil {
+			return err
+		}
+		errorSources(c, upstream)
 		if inGo, err = map646.New(*c.Translator); err != nil {
 			return err
 		}

@@ -655,3 +655,35 @@ func TestTooBigAfterTranslation(t *testing.T) {
 		})
 	}
 }
+
+// A D-ETR without an IPv6 address speaks to the VMs from the one under which they see its IPv4 address.
+func TestErrorsFromTheAddressInThePool(t *testing.T) {
+	pool := netip.MustParsePrefix("2001:db8:64::/96")
+	x, err := map646.New(map646.Config{Pool: pool, Translatable: []netip.Prefix{netip.PrefixFrom(gateway4, 32)}})
+	if err == nil {
+		err = x.SetServices(t.Context(), fib.Service{Outside: netip.MustParsePrefix("203.0.113.5/32"), Inside: netip.MustParsePrefix("2001:db8:e1d:1::10/128")})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{GatewayAddr4: gateway4, GatewayAddr6: map646.Embed(pool, gateway4), Translator: x}
+	for name, tc := range map[string]struct {
+		up       fib.Up
+		packet   []byte
+		from, to string
+	}{
+		"about a packet that was translated": {fib.Up{Reason: fib.UpTooBig, Seq: 1300}, udp(t, "2001:db8:64::c000:209", "2001:db8:e1d:1::10", string(pattern(1400))), "198.51.100.1", "192.0.2.9"},
+		"to a VM":                            {fib.Up{Reason: fib.UpTTL, Flags: fib.UpTransit}, udp(t, "2001:db8:e1d:1::10", "2001:db8:64::c000:209", "x"), "2001:db8:64::c633:6401", "2001:db8:e1d:1::10"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			got, c := serveOne(t, cfg, tc.up, nil, tc.packet)
+			if len(got) != 1 {
+				t.Fatalf("%s: %d packets, %v", name, len(got), c)
+			}
+			flow := decode(t, got[0].packet).NetworkLayer().NetworkFlow()
+			if flow.Src().String() != tc.from || flow.Dst().String() != tc.to {
+				t.Errorf("%s: %v", name, flow)
+			}
+		})
+	}
+}

@@ -138,10 +138,6 @@ func (r *rawDETR) build(p *problems) any {
 		t := c.Translator
 		t.Addr4, t.Addr6 = c.SlowPath.GatewayAddr4, c.SlowPath.GatewayAddr6
 		t.LowestMTU6 = mtu // as the kernel has it
-		if t.Addr4.IsValid() && t.Addr6.IsValid() {
-			// So that an ICMP error of ours about a packet that was translated comes from us in either family.
-			t.Explicit = []map646.Rule{{V4: netip.PrefixFrom(t.Addr4, 32), V6: netip.PrefixFrom(t.Addr6, 128)}}
-		}
 	}
 	return c
 }
