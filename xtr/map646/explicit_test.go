@@ -227,7 +227,10 @@ func TestServicesErrors(t *testing.T) {
 // A service goes before a rule with the same prefix, and leaves it behind.
 func TestServicesBeforeRules(t *testing.T) {
 	ctx := context.Background()
-	tr := newTranslator(t, Config{Pool: prefix("2001:db8:64::/96"), Explicit: []Rule{{V4: prefix("198.51.100.1"), V6: prefix("2001:db8::1")}}})
+	tr := newTranslator(t, Config{Pool: prefix("2001:db8:64::/96"), Explicit: []Rule{
+		{V4: prefix("198.51.100.9"), V6: prefix("2001:db8::9")},
+		{V4: prefix("198.51.100.1"), V6: prefix("2001:db8::1")},
+	}})
 	to := func() string { return endsOf(only(t, tr, udpPacket("192.0.2.1", "198.51.100.1", 1), Options{})).dst }
 	if got := to(); got != "2001:db8::1" {
 		t.Errorf("by the rule to %s", got)

@@ -91,6 +91,16 @@ func TestHairpinSimple(t *testing.T) {
 	}
 }
 
+// Rule 3 needs no more of the packet inside than its header.
+func TestHairpinSimpleTruncated(t *testing.T) {
+	tr := newTranslator(t, hairpinConfig(HairpinSimple))
+	inner := udpPacket("192.0.2.1", "192.0.2.2", 30)
+	in := vectors.IP4{Src: "192.0.2.2", Dst: "192.0.2.1", Proto: 1, Data: vectors.ICMPMessage(3, 3, 0, inner[:20])}.Bytes()
+	if got, want := stepOf(only(t, tr, in, Options{}), true), hairpinExamples[2].final; got != want {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
 // Without hairpinning each address is translated for itself, and the answer goes past the translator.
 func TestHairpinOff(t *testing.T) {
 	tr := newTranslator(t, hairpinConfig(HairpinOff))
