@@ -9,7 +9,8 @@ import (
 
 // errorSources completes what a D-ETR sends ICMP errors from, where its RLOCs are of one family only: path MTU discovery
 // of clients and VMs hangs on these errors. upstream are the addresses of the interfaces that reach the Internet. For the
-// VMs there is always one when there is a pool: that under which they see the D-ETR's IPv4 address.
+// VMs there is always one when there is a pool: that under which they see the D-ETR's IPv4 address. Errors of the cloud's
+// IPv6 routers, xTRs among them, come from the D-ETR's IPv4 address where no other is configured (RFC 6791).
 func errorSources(c *config.DETR, upstream []netip.Addr) {
 	s, t := &c.SlowPath, c.Translator
 	if t == nil {
@@ -34,4 +35,7 @@ func errorSources(c *config.DETR, upstream []netip.Addr) {
 		t.Translatable = []netip.Prefix{netip.PrefixFrom(s.GatewayAddr4, 32)}
 	}
 	t.Addr4, t.Addr6 = s.GatewayAddr4, s.GatewayAddr6
+	if !t.ICMPSource.IsValid() && t.Addr4.IsValid() {
+		t.ICMPSource = netip.PrefixFrom(t.Addr4, 32)
+	}
 }

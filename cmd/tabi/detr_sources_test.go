@@ -40,6 +40,9 @@ func TestErrorSources(t *testing.T) {
 			c.SlowPath.GatewayAddr4, c.SlowPath.GatewayAddr6 = at(tc.rloc4), at(tc.rloc6)
 			errorSources(c, tc.upstream)
 			tc.want.Pool = tc.pool
+			if tc.want.Addr4.IsValid() {
+				tc.want.ICMPSource = netip.PrefixFrom(tc.want.Addr4, 32)
+			}
 			if d := cmp.Diff(tc.want, *c.Translator, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); d != "" {
 				t.Error(d)
 			}
@@ -50,6 +53,10 @@ func TestErrorSources(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+	configured := &config.DETR{Translator: &map646.Config{ICMPSource: host("192.0.2.254")}}
+	if errorSources(configured, []netip.Addr{at("198.18.0.2")}); configured.Translator.ICMPSource != host("192.0.2.254") {
+		t.Errorf("%v instead of what is configured", configured.Translator.ICMPSource)
 	}
 	c := &config.DETR{}
 	errorSources(c, []netip.Addr{at("198.18.0.2")})

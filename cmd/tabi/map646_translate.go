@@ -42,7 +42,8 @@ func newMap646TranslateCommand() *cobra.Command {
 packet as a D-ETR would, and writes what comes out as pcap to standard output, with the same time stamps: the
 translated packets, and the ICMP errors for the senders of those that are not translated. Frames without an IP
 packet, and packets that no mapping speaks of, do not come out. Standard error says how many packets met which
-end, and why.
+end, and why. A checksum above IP that is wrong stays wrong, as in captures of what a host sends that leaves
+checksums to its network card.
 
 FILE says what is translated: "tabi config example map646" prints one to start from, "tabi config reference map646"
 every key. The configuration file of the original map646 will do as well.
@@ -179,6 +180,7 @@ type offlineRun struct {
 	t      *map646.Translator
 	whole  *map646.Reassembler
 	kernel *offlineKernel // nil: Go does all
+	memory map646.Scratch // of what became of the packet at hand
 	say    *bufio.Writer
 	total  offlineTotal
 	counts map[string]*offlineReason
@@ -399,7 +401,7 @@ func flowsOf(packets [][]byte) (out []string) {
 
 // once translates a packet with the MTU of the family that it is translated to, which is known only when it has been.
 func (w *offlineRun) once(ip []byte, largest int) (map646.Result, map646.Options) {
-	o := map646.Options{Hop: w.o.hops, Largest: largest, BackMTU: w.mtu4}
+	o := map646.Options{Hop: w.o.hops, Largest: largest, BackMTU: w.mtu4, Scratch: &w.memory}
 	if ip[0]>>4 == 6 {
 		o.BackMTU = w.mtu6
 	}

@@ -69,7 +69,7 @@ type rawServices struct {
 	Prefixes   []scalar[netip.Prefix] `yaml:"prefixes" doc:"what service addresses are taken from, each inside an aggregate or outside of all; the outside hears of them as of aggregates" ex:"203.0.113.0/26 2001:db8:5e::/48"`
 	Pool       scalar[netip.Prefix]   `yaml:"pool" doc:"IPv6 prefix, one for the cloud, under which VMs see IPv4 (RFC 6052): of 32, 40, 48, 56, 64 or 96 bits, where no VM has an address; needed for IPv4" ex:"2001:db8:64::/96"`
 	MapServers []rawServer            `yaml:"map_servers" doc:"the cloud's own Map-Servers, all of them: from them xTRs learn where prefixes and pool are"`
-	ICMPSource scalar[hostPrefix]     `yaml:"icmp_source" doc:"IPv4 address or prefix that ICMP errors of IPv6 routers come from (RFC 6791); without it such errors are dropped" ex:"203.0.113.62"`
+	ICMPSource scalar[hostPrefix]     `yaml:"icmp_source" doc:"IPv4 address or prefix that ICMP errors of IPv6 routers come from (RFC 6791) (default: that of this D-ETR)" ex:"203.0.113.62"`
 	Routes     rawKernelRoutes        `yaml:"kernel_routes" doc:"aggregates and service prefixes in the kernel's routing table, for OSPF and OSPFv3 daemons to redistribute"`
 }
 
