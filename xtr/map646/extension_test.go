@@ -94,6 +94,27 @@ func TestExtensionNone(t *testing.T) {
 	}
 }
 
+// What is behind the packet inside, with no length attribute to say what it is, is passed on as it is: structures from
+// before RFC 4884 (section 5.5). With one, it is padding, which is made anew.
+func TestExtensionOld(t *testing.T) {
+	tr := newTranslator(t, cloudConfig(), cloudServices()...)
+	inner4, inner6 := udpPacket(tService, tClient, 20), udpPacket(tVM, tClient6, 20)
+	tail := append(make([]byte, 128-len(inner4)), structure(8)...)
+	in := vectors.IP4{Src: tClient, Dst: tService, Proto: 1, Data: vectors.ICMPMessage(11, 0, 0, slices.Concat(inner4, tail))}.Bytes()
+	if out, want := only(t, tr, in, Options{}), slices.Concat(inner6, tail); !bytes.Equal(out[48:], want) {
+		t.Errorf("4 to 6: % x, want % x", out[48:], want)
+	}
+	inner4, inner6 = udpPacket(tClient, tService, 20), udpPacket(tClient6, tVM, 20)
+	in = vectors.IP6{Src: tVM, Dst: tClient6, Next: 58, Data: vectors.ICMP6Message(tVM, tClient6, 3, 0, 0, slices.Concat(inner6, tail))}.Bytes()
+	if out, want := only(t, tr, in, Options{}), slices.Concat(inner4, tail); !bytes.Equal(out[28:], want) {
+		t.Errorf("6 to 4: % x, want % x", out[28:], want)
+	}
+	in = vectors.IP4{Src: tClient, Dst: tService, Proto: 1, Data: vectors.ICMPMessage(11, 0, 32<<16, append(udpPacket(tService, tClient, 20), vectors.Pattern(80)...))}.Bytes()
+	if inner, ext := splitWant(t, only(t, tr, in, Options{})); len(ext) != 0 || len(inner) != 68 {
+		t.Errorf("with a length attribute: %d bytes inside, %d behind", len(inner), len(ext))
+	}
+}
+
 // Only the messages that have a length attribute are read for one (RFC 4884 section 4.6): in others these bytes mean
 // something else.
 func TestExtensionOnlyWhereDefined(t *testing.T) {

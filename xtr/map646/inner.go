@@ -28,9 +28,6 @@ func (c *call) icmpError46(out []byte, h *header4, src, dst addr6, simple bool) 
 	if r == DropICMPNested {
 		return nil, r
 	}
-	if total < 0 {
-		total = 0
-	}
 	head, ok := c.head46(m, total)
 	switch {
 	case !ok:
@@ -39,6 +36,9 @@ func (c *call) icmpError46(out []byte, h *header4, src, dst addr6, simple bool) 
 		return nil, r
 	}
 	head.put(out[at:])
+	if extension == nil && len(datagram) > total {
+		out = append(out, datagram[total:]...) // whatever that is
+	}
 	room := maxError6
 	if c.o.MTU > 0 {
 		room = min(room, max(c.o.MTU, maxError4))
@@ -129,6 +129,9 @@ func (c *call) icmpError64(out []byte, h *header6, origin netip.Addr) (_ []byte,
 		return nil, src, false, r
 	}
 	head.put(out[at:])
+	if extension == nil && len(datagram) > in.total {
+		out = append(out, datagram[in.total:]...)
+	}
 	if c.t.cfg.NoICMPExtension {
 		origin = netip.Addr{}
 	}
@@ -143,6 +146,7 @@ func (c *call) icmpError64(out []byte, h *header6, origin netip.Addr) (_ []byte,
 // innerPacket is what is of interest of a packet inside an ICMPv6 error.
 type innerPacket struct {
 	src        addr4
+	total      int  // its length in bytes, in IPv6, as its header says
 	byPool     bool // its IPv6 source was in the pool
 	fragmented bool // it has a Fragment Header
 }
@@ -150,7 +154,7 @@ type innerPacket struct {
 // inner64 appends what the packet inside an ICMPv6 error becomes, of which q is the beginning.
 func (c *call) inner64(out, q []byte) (_ []byte, in innerPacket, r Reason) {
 	h, ok := parseInner6(q)
-	in.fragmented = h.fragmented
+	in.fragmented, in.total = h.fragmented, h.total
 	if !ok || h.total < h.upper || h.routing || h.proto == protoICMP || h.fragmented && isExtension(h.next) {
 		return out, in, DropICMPInner
 	}
