@@ -6,23 +6,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// counterTable hands out counters by number. They lie in chunks, which are made when they are first needed.
-type counterTable struct {
+// chunked is an array of chunks of entries, which are made when they are first needed.
+type chunked struct {
 	name   string    // of the map
 	outer  *ebpf.Map // of chunks
 	inner  *ebpf.MapSpec
 	chunks []*ebpf.Map
-	free   freeList
 }
 
-func newCounterTable(outer *ebpf.Map, name string) counterTable {
-	return counterTable{
-		name: name, outer: outer, chunks: make([]*ebpf.Map, outer.MaxEntries()),
-		free: freeList{next: 1, end: outer.MaxEntries() * chunkLen},
-	}
+func newChunked(outer *ebpf.Map, name string) chunked {
+	return chunked{name: name, outer: outer, chunks: make([]*ebpf.Map, outer.MaxEntries())}
 }
 
-func (t *counterTable) close() {
+func (t *chunked) close() {
 	for _, m := range t.chunks {
 		if m != nil {
 			m.Close()
@@ -31,29 +27,8 @@ func (t *counterTable) close() {
 	t.chunks = nil
 }
 
-// take returns the number of a counter that is zero.
-func (t *counterTable) take() (uint32, error) {
-	n, ok := t.free.get()
-	if !ok {
-		return 0, fmt.Errorf("no more than %d counters", t.free.end)
-	}
-	m, fresh, err := t.chunk(n)
-	if err == nil && !fresh {
-		zero := make([][]byte, ebpf.MustPossibleCPU())
-		for i := range zero {
-			zero[i] = make([]byte, m.ValueSize())
-		}
-		err = m.Put(n%chunkLen, zero)
-	}
-	if err != nil {
-		t.free.free = append(t.free.free, n)
-		return 0, fmt.Errorf("counter %d: %w", n, err)
-	}
-	return n, nil
-}
-
-// chunk returns the map that has counter n, and makes it if need be.
-func (t *counterTable) chunk(n uint32) (m *ebpf.Map, fresh bool, err error) {
+// chunk returns the map that has entry n, and makes it if need be.
+func (t *chunked) chunk(n uint32) (m *ebpf.Map, fresh bool, err error) {
 	at := n / chunkLen
 	if m := t.chunks[at]; m != nil {
 		return m, false, nil
@@ -78,7 +53,7 @@ func (t *counterTable) chunk(n uint32) (m *ebpf.Map, fresh bool, err error) {
 }
 
 // read finds the chunks that the kernel has.
-func (t *counterTable) read() error {
+func (t *chunked) read() error {
 	var k, id uint32
 	it := t.outer.Iterate()
 	for it.Next(&k, &id) {
@@ -89,4 +64,35 @@ func (t *counterTable) read() error {
 		t.chunks[k] = m
 	}
 	return it.Err()
+}
+
+// counterTable hands out counters by number.
+type counterTable struct {
+	chunked
+	free freeList
+}
+
+func newCounterTable(outer *ebpf.Map, name string) counterTable {
+	return counterTable{chunked: newChunked(outer, name), free: freeList{next: 1, end: outer.MaxEntries() * chunkLen}}
+}
+
+// take returns the number of a counter that is zero.
+func (t *counterTable) take() (uint32, error) {
+	n, ok := t.free.get()
+	if !ok {
+		return 0, fmt.Errorf("no more than %d counters", t.free.end)
+	}
+	m, fresh, err := t.chunk(n)
+	if err == nil && !fresh {
+		zero := make([][]byte, ebpf.MustPossibleCPU())
+		for i := range zero {
+			zero[i] = make([]byte, m.ValueSize())
+		}
+		err = m.Put(n%chunkLen, zero)
+	}
+	if err != nil {
+		t.free.free = append(t.free.free, n)
+		return 0, fmt.Errorf("counter %d: %w", n, err)
+	}
+	return n, nil
 }

@@ -56,7 +56,7 @@ type Config struct {
 	// interface. Default "auto".
 	Decap string
 	// Capacity is how many routes of each family fit, and with Anchor as many services, default 65536. Memory
-	// for routes is taken as they come.
+	// for them is taken as they come, but for 32 bytes for each service that would fit.
 	Capacity int
 
 	// Pool is the prefix in which the rest of IPv4 is embedded for VMs that speak with it through services
@@ -242,7 +242,7 @@ func (d *DataPlane) close() error {
 	d.live.Lock()
 	defer d.live.Unlock()
 	d.fib.close()
-	d.services.counters.close()
+	d.services.close()
 	for _, p := range d.progs {
 		errs = append(errs, p.Close())
 	}

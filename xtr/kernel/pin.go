@@ -139,7 +139,7 @@ func (d *DataPlane) size(spec *ebpf.CollectionSpec) {
 	if !d.cfg.Anchor {
 		n = 1
 	}
-	spec.Maps["services"].MaxEntries = n + 1 // number 0 is none
+	spec.Maps["services"].MaxEntries = n/chunkLen + 2
 	spec.Maps["service_hosts"].MaxEntries = 2 * n
 	spec.Maps["service_ranges"].MaxEntries = 2 * n
 	spec.Maps["service_counters"].MaxEntries = n/chunkLen + 2
@@ -153,8 +153,6 @@ func (d *DataPlane) copyMap(name string, to, from *ebpf.Map) error {
 	switch name {
 	case "conf":
 		return copySecret(to, from)
-	case "services":
-		return copyEntries[uint32, serviceEntry](to, from)
 	case "service_hosts":
 		return copyEntries[serviceKey, target](to, from)
 	case "service_ranges":
@@ -169,7 +167,7 @@ func (d *DataPlane) copyMap(name string, to, from *ebpf.Map) error {
 		return copyEntries[uint32, rlocEntry](to, from)
 	case "backups":
 		return copyEntries[uint32, locators](to, from)
-	case "counters", "service_counters":
+	case "counters", "services", "service_counters":
 		var k, id uint32
 		it := from.Iterate()
 		for it.Next(&k, &id) {

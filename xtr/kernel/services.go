@@ -21,6 +21,7 @@ type serviceTable struct {
 	byOut    map[netip.Prefix]serviceState
 	byIn     map[insideKey]netip.Prefix   // the Outside of the service that counts
 	others   map[insideKey][]netip.Prefix // of those that do not, the last one set last
+	entries  chunked                      // by number
 	free     freeList                     // numbers
 	counters counterTable
 	owners   []fib.Service // whose counter it is; zero = nobody's
@@ -41,7 +42,8 @@ type insideKey struct {
 func newServiceTable(d *DataPlane) serviceTable {
 	return serviceTable{
 		d: d, byOut: make(map[netip.Prefix]serviceState), byIn: make(map[insideKey]netip.Prefix), others: make(map[insideKey][]netip.Prefix),
-		free:     freeList{next: 1, end: d.maps["services"].MaxEntries()},
+		entries:  newChunked(d.maps["services"], "services"),
+		free:     freeList{next: 1, end: uint32(d.cfg.Capacity) + 1},
 		counters: newCounterTable(d.maps["service_counters"], "service_counters"),
 	}
 }
@@ -158,7 +160,7 @@ func (t *serviceTable) set(services []fib.Service) (n int, err error) {
 		numbers, entries = append(numbers, c.to.Mapping), append(entries, makeServiceEntry(c.s))
 		w.put(tagIn(c.s.Outside), c.s.Inside, c.to)
 	}
-	_, errs := putAll(t.d.maps["services"], numbers, entries)
+	errs := t.putEntries(numbers, entries)
 	// The Inside first: no answer of a VM is without its service.
 	if errs == nil {
 		errs = w.flush(t.d)
@@ -200,6 +202,30 @@ func (t *serviceTable) set(services []fib.Service) (n int, err error) {
 	}
 	t.bump(&w)
 	return n, errors.Join(err, t.tell())
+}
+
+func (t *serviceTable) close() {
+	t.entries.close()
+	t.counters.close()
+}
+
+// putEntries writes entries, those of a chunk that follow one another at once.
+func (t *serviceTable) putEntries(numbers []uint32, entries []serviceEntry) error {
+	for i := 0; i < len(numbers); {
+		m, _, err := t.entries.chunk(numbers[i])
+		if err != nil {
+			return fmt.Errorf("service %d: %w", numbers[i], err)
+		}
+		j, at := i, make([]uint32, 0, len(numbers)-i)
+		for ; j < len(numbers) && numbers[j]/chunkLen == numbers[i]/chunkLen; j++ {
+			at = append(at, numbers[j]%chunkLen)
+		}
+		if _, err := putAll(m, at, entries[i:j]); err != nil {
+			return fmt.Errorf("service %d: %w", numbers[i], err)
+		}
+		i = j
+	}
+	return nil
 }
 
 func (t *serviceTable) del(outside []netip.Prefix) error {
@@ -450,8 +476,8 @@ func (e serviceEntry) service() (s fib.Service, ok bool) {
 
 // read learns from the kernel what services it has.
 func (t *serviceTable) read() error {
-	if err := t.counters.read(); err != nil {
-		return fmt.Errorf("services: counters: %w", err)
+	if err := errors.Join(t.entries.read(), t.counters.read()); err != nil {
+		return fmt.Errorf("services: %w", err)
 	}
 	found := make(map[uint32]target) // by number
 	held := make(map[uint32]bool)    // that packets from inside find
@@ -471,12 +497,15 @@ func (t *serviceTable) read() error {
 	}
 	numbers, counters := make(map[uint32]bool), make(map[uint32]bool)
 	var late []fib.Service // no one of them is what packets from inside find, or a later one is
-	err = readEntries(t.d.maps["services"], found, func(n uint32, e serviceEntry) {
+	err = t.readEntries(func(n uint32, e serviceEntry) {
+		to, ok := found[n]
+		if !ok {
+			return
+		}
 		s, ok := e.service()
 		if !ok {
 			return
 		}
-		to := found[n]
 		numbers[n], counters[to.Counter] = true, true
 		t.byOut[s.Outside] = serviceState{s.Inside, to}
 		t.owns(to.Counter, s)
@@ -506,16 +535,17 @@ func (t *serviceTable) read() error {
 	return t.tell()
 }
 
-// readEntries calls f for the entries with these numbers.
-func readEntries(m *ebpf.Map, numbers map[uint32]target, f func(uint32, serviceEntry)) error {
-	if len(numbers) == 0 {
-		return nil
-	}
-	return readAll(m, func(n uint32, e serviceEntry) {
-		if _, ok := numbers[n]; ok {
-			f(n, e)
+// readEntries calls f for every entry, also for those that are not in use.
+func (t *serviceTable) readEntries(f func(uint32, serviceEntry)) error {
+	for i, m := range t.entries.chunks {
+		if m == nil {
+			continue
 		}
-	})
+		if err := readAll(m, func(in uint32, e serviceEntry) { f(uint32(i)*chunkLen+in, e) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // poolConf is what the programs need to know of the pool prefix.

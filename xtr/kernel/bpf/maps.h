@@ -288,7 +288,19 @@ struct {
 
 /* The services. Hosts, nearly all there are, have a table of their own, which takes less time to ask. The
  * target's mapping is the service's number. */
-LINES(services, struct service, 65536); /* * */
+struct service_page {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(key_size, sizeof(u32));
+	__uint(value_size, sizeof(struct service));
+	__uint(max_entries, CHUNK);
+	__uint(map_flags, BPF_F_MMAPABLE); /* as LINES */
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, u32);
+	__uint(max_entries, 65); /* * */
+	__array(values, struct service_page);
+} services SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct service_key);

@@ -142,9 +142,13 @@ static __always_inline int exchange(union addr *a, const struct service *s, cons
 
 static __always_inline struct service *service_at(u64 found)
 {
-	u32 n = found;
+	u32 n = found, chunk = n >> CHUNK_BITS, in = n & (CHUNK - 1);
+	void *page;
 
-	return n ? bpf_map_lookup_elem(&services, &n) : 0;
+	if (!n)
+		return 0;
+	page = bpf_map_lookup_elem(&services, &chunk);
+	return page ? bpf_map_lookup_elem(page, &in) : 0;
 }
 
 /* fast_upper says whether the kernel can translate what is behind the IP header, which ends at: xflags, or -1.
@@ -315,8 +319,8 @@ static __always_inline int plan64(struct __sk_buff *skb, struct conf *c, struct 
 		return drop(D_POOL, p->segs, p->len);
 	if (hops(p) && p->ttl <= 1)
 		return up_ttl(skb, c, p);
-	if (p->flags & F_DOWN)
-		inside = F_TRANSIT; /* Go's own ICMP error about a packet that was translated here */
+	if (p->flags & (F_DOWN | F_STACK))
+		inside = F_TRANSIT; /* an ICMP error of our own about a packet that was translated here */
 	dst.w[3] = extract(c, &p->dst);
 	found = c->flags & C_SERVICES4 ? find_service(&p->src, TAG_IN4) : 0;
 	s = service_at(found);
