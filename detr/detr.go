@@ -262,6 +262,9 @@ func (d *DETR) begin(ctx context.Context, now time.Time) error {
 	}
 	if d.drain.on() {
 		d.log.Warn("drained: nothing is announced", "since", d.drain.since)
+		for _, r := range d.registrars() {
+			r.leave(now)
+		}
 	}
 	d.warm = d.anchor.state().warm > 0
 	d.res.start(known, now)

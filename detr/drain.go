@@ -101,14 +101,13 @@ type Status struct {
 	Why   string    `json:"why"`   // it does not serve
 	Since time.Time `json:"since"` // the state; zero: since the start
 	// Withdrawn: nobody is known to believe any more that this D-ETR serves.
-	Withdrawn bool `json:"withdrawn"`
-	Feed      bool `json:"feed"`       // alive
-	DataPlane bool `json:"data_plane"` // attached
-	// Registrations that a Map-Server has confirmed or may have, and how many there should be.
-	Registered int `json:"registered"`
-	Servers    int `json:"servers"`
-	Services   int `json:"services"` // in effect
-	Ignored    int `json:"ignored"`  // services that are not translated here
+	Withdrawn  bool `json:"withdrawn"`
+	Feed       bool `json:"feed"`       // alive
+	DataPlane  bool `json:"data_plane"` // attached
+	Registered int  `json:"registered"` // Map-Servers that may believe that we serve
+	Servers    int  `json:"servers"`    // Map-Servers that there are
+	Services   int  `json:"services"`   // in effect
+	Ignored    int  `json:"ignored"`    // services that are not translated here
 }
 
 // Status says what this D-ETR is doing.
@@ -129,14 +128,10 @@ func (d *DETR) Status(ctx context.Context) (Status, error) {
 		}
 		s.Withdrawn = !d.serving && d.retry.IsZero()
 		for _, r := range d.registrars() {
-			s.Withdrawn = s.Withdrawn && r.withdrawn()
 			s.Servers += len(r.servers)
-			for _, o := range r.servers {
-				if o.state != stateNone {
-					s.Registered++
-				}
-			}
+			s.Registered += r.believing()
 		}
+		s.Withdrawn = s.Withdrawn && s.Registered == 0
 	})
 	s.Services, s.Ignored = d.anchor.translated()
 	return s, err

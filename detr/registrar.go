@@ -70,6 +70,7 @@ type registration struct {
 	tries int                         // sent since it last confirmed
 	next  time.Time                   // when to send; zero: never
 	heard time.Time                   // when it last confirmed
+	quit  bool                        // it has not confirmed that we left, and is not told any more
 	rlocs map[lisp.EID][]lisp.Locator // of all D-ETRs, as it says
 }
 
@@ -120,7 +121,7 @@ func (r *registrar) serve(on bool, now time.Time) {
 	r.serving = on
 	for i := range r.servers {
 		s := &r.servers[i]
-		s.tries, s.next = 0, now
+		s.tries, s.next, s.quit = 0, now, false
 		if on {
 			s.state = stateNone
 			continue
@@ -130,6 +131,14 @@ func (r *registrar) serve(on bool, now time.Time) {
 			continue
 		}
 		s.state = stateLeaving
+	}
+}
+
+// leave tells all Map-Servers that we do not serve, whatever they know: those of before a restart may not have heard.
+func (r *registrar) leave(now time.Time) {
+	for i := range r.servers {
+		s := &r.servers[i]
+		s.state, s.tries, s.next = stateLeaving, 0, now
 	}
 }
 
@@ -163,15 +172,20 @@ func (r *registrar) tick(now time.Time) []registerSend {
 		s.tries++
 		s.next = now.Add(min(registerRetry<<min(s.tries-1, 20), r.interval))
 		if s.state == stateLeaving && s.tries >= leaveTries {
-			s.state, s.next = stateNone, time.Time{}
+			s.state, s.next, s.quit = stateNone, time.Time{}, true
 		}
 	}
 	return out
 }
 
-// withdrawn reports whether no Map-Server is known to believe that we serve.
-func (r *registrar) withdrawn() bool {
-	return !slices.ContainsFunc(r.servers, func(s registration) bool { return s.state != stateNone })
+// believing are how many Map-Servers may believe that we serve: until they have confirmed otherwise.
+func (r *registrar) believing() (n int) {
+	for _, s := range r.servers {
+		if s.state != stateNone || s.quit {
+			n++
+		}
+	}
+	return n
 }
 
 // next is when tick has something to do; zero: never.
@@ -220,7 +234,7 @@ func (r *registrar) notified(from netip.Addr, raw []byte, m *lisp.MapNotify, now
 			Nonce: m.Nonce, Records: m.Records, HasXTRID: m.HasXTRID, XTRID: m.XTRID, SiteID: m.SiteID,
 		}, s.Key, nil
 	}
-	s.heard, s.tries = now, 0
+	s.heard, s.tries, s.quit = now, 0, false
 	switch s.state {
 	case stateLeaving:
 		s.state, s.next = stateNone, time.Time{}

@@ -112,8 +112,8 @@ func TestRegistrar(t *testing.T) {
 			t.Errorf("TTL %d", rec.TTL)
 		}
 	}
-	if !r.next().IsZero() || r.servers[0].state != stateNone {
-		t.Errorf("state %v, next %v", r.servers[0].state, r.next())
+	if !r.next().IsZero() || r.servers[0].state != stateNone || r.believing() != 1 {
+		t.Errorf("state %v, next %v, %d that may believe us", r.servers[0].state, r.next(), r.believing())
 	}
 	if _, err := notified(external, 5); err == nil {
 		t.Error("a late Map-Notify is acknowledged")
@@ -125,7 +125,7 @@ func TestRegistrar(t *testing.T) {
 	r.serve(false, now)
 	n := nonce
 	sent(401 * time.Second)
-	if _, err := notified(external, nonce); err != nil || nonce == n || r.servers[0].state != stateNone || !r.next().IsZero() {
+	if _, err := notified(external, nonce); err != nil || nonce == n || r.servers[0].state != stateNone || !r.next().IsZero() || r.believing() != 0 {
 		t.Errorf("deregistration confirmed: %v, state %v", err, r.servers[0].state)
 	}
 }

@@ -37,7 +37,7 @@ func TestServicesConfig(t *testing.T) {
 	if _, err := c.withDefaults(); err != nil {
 		t.Error(err)
 	}
-	if r := newRegistrar(ready(), ready().internal(), nil); len(r.servers) != 0 || !r.withdrawn() {
+	if r := newRegistrar(ready(), ready().internal(), nil); len(r.servers) != 0 || r.believing() != 0 {
 		t.Errorf("registers %+v", r)
 	}
 }
