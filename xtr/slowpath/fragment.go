@@ -35,7 +35,7 @@ func (s *SlowPath) sendFragments(f *frame, p packet, mtu int) {
 		if off > 0 {
 			header = later[:laterHeader(later[:], b[:p.upper])]
 		}
-		g := newPacketFrame(f.q, again(f.up), false, len(header)+len(piece))
+		g := newPacketFrame(f.q, again(f), false, len(header)+len(piece))
 		o := g.packet()
 		copy(o, header)
 		copy(o[len(header):], piece)

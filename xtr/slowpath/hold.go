@@ -255,7 +255,7 @@ func (s *SlowPath) flushSome(now time.Time) (busy bool, wake time.Time) {
 
 // sendHeld reinjects one packet of h.
 func (s *SlowPath) sendHeld(h *hold, f *frame) {
-	d := again(f.up)
+	d := again(f)
 	d.Flags |= fib.DownReinjected
 	d.Hold = uint16(h.id)
 	segs := uint64(f.segs)

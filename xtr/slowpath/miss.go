@@ -120,7 +120,7 @@ func (s *SlowPath) serveMiss(f *frame, now time.Time) {
 		s.drop(f, dropMissRefused)
 	case q.state == missReleased && q.budget > 0:
 		q.budget--
-		s.reinject(f, again(f.up))
+		s.reinject(f, again(f))
 	case q.state == missReleased:
 		s.drop(f, dropMissRefused)
 	case q.wait.len() >= s.cfg.MissPackets:
@@ -163,7 +163,7 @@ func (s *SlowPath) answerMiss(e lisp.EID, answer func(*missQueue)) {
 func (s *SlowPath) releaseMiss(q *missQueue, now time.Time) {
 	for q.wait.len() > 0 {
 		f := q.wait.popFront()
-		s.reinject(f, again(f.up))
+		s.reinject(f, again(f))
 	}
 	s.miss.emptied(q)
 	q.state, q.until, q.budget = missReleased, now.Add(releasedTime), releasedPackets

@@ -136,6 +136,42 @@ func TestMissKeepsTransitAndReplayMarks(t *testing.T) {
 	})
 }
 
+// A VM's packet that looks like LISP to one of our RLOCs must not be decapsulated on its way down, where nobody judges who
+// sent it; what comes up with its outer headers must.
+func TestOnlyWhatCameUpWithOuterHeadersMayBeDecapsulated(t *testing.T) {
+	inner := udp(t, "198.51.100.99", "198.51.100.10", "forged")
+	lispData := func(src, dst string) []byte {
+		u, payload := &layers.UDP{SrcPort: 0xc001, DstPort: lisp.DataPort}, gopacket.Payload(append(make([]byte, 8), inner...))
+		if strings.Contains(dst, ":") {
+			return pkt(t, ip6(src, dst, layers.IPProtocolUDP), u, payload)
+		}
+		return pkt(t, ip4(src, dst, layers.IPProtocolUDP), u, payload)
+	}
+	for name, tc := range map[string]struct {
+		reason fib.Reason
+		packet []byte
+		want   fib.DownFlags
+	}{
+		"IPv4":               {fib.UpMiss, lispData("192.0.2.1", "100.64.1.2"), 0},
+		"IPv6":               {fib.UpMiss, lispData("2001:db8::1", "2001:db8:100::2"), 0},
+		"another port":       {fib.UpMiss, udp(t, "192.0.2.1", "100.64.1.2", "x"), fib.DownTransit},
+		"with outer headers": {fib.UpSegment, lispData("192.0.2.1", "100.64.1.2"), fib.DownTransit},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			k := newFakeKernel(t, 1)
+			s := k.start(Config{})
+			k.feed(0, fib.Up{Reason: tc.reason, Flags: fib.UpTransit}, nil, tc.packet)
+			synctest.Wait()
+			s.Release(eid("0.0.0.0/0"))
+			s.Release(eid("::/0"))
+			synctest.Wait()
+			if got := k.take(); len(got) != 1 || got[0].Flags != tc.want {
+				t.Errorf("%s: %+v", name, got)
+			}
+		})
+	}
+}
+
 func TestMissQueueIsBounded(t *testing.T) {
 	for _, tc := range []struct {
 		name string

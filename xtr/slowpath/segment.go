@@ -18,7 +18,7 @@ const (
 // reason, so it does not come again.
 func (s *SlowPath) serveSegment(f *frame) {
 	if gsoType(f.vnet()) == gsoNone {
-		if s.reinject(f, again(f.up)) {
+		if s.reinject(f, again(f)) {
 			s.counts.inc(segmentsSent)
 		}
 		return
@@ -28,7 +28,7 @@ func (s *SlowPath) serveSegment(f *frame) {
 		s.drop(f, badPacket)
 		return
 	}
-	ok = s.segment(f, p, again(f.up), func(g *frame) bool {
+	ok = s.segment(f, p, again(f), func(g *frame) bool {
 		if s.write(g) {
 			s.counts.inc(segmentsSent)
 		}
@@ -51,12 +51,12 @@ func (s *SlowPath) shrink(f *frame, p packet, mtu int) {
 			return
 		}
 		setGSOSize(f.vnet(), uint16(size))
-		if s.reinject(f, again(f.up)) {
+		if s.reinject(f, again(f)) {
 			s.counts.inc(resized)
 		}
 		return
 	}
-	ok := s.segment(f, p, again(f.up), func(g *frame) bool {
+	ok := s.segment(f, p, again(f), func(g *frame) bool {
 		q, ok := parsePacket(g.packet(), false)
 		switch {
 		case !ok:

@@ -3,6 +3,7 @@ package slowpath
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -304,16 +305,25 @@ func (s *SlowPath) drop(f *frame, why counter) {
 	f.free()
 }
 
-// again is what to ask for when a packet that came up goes down as it was.
-func again(up fib.Up) fib.Down {
-	d := fib.Down{Do: fib.DownForward, IID: up.IID}
-	if up.Flags&fib.UpTransit != 0 {
+// again is what to ask for when what came up as f goes down as it was.
+func again(f *frame) fib.Down {
+	d := fib.Down{Do: fib.DownForward, IID: f.up.IID}
+	// Transit may be decapsulated on its way down, without being judged, as what came up for UpSegment has its
+	// outer headers still. What has none any more must not be: whoever makes a VM's packet look like LISP to
+	// one of our own RLOCs would speak for anybody.
+	if f.up.Flags&fib.UpTransit != 0 && (f.up.Reason == fib.UpSegment || !looksLikeLISP(f.packet())) {
 		d.Flags |= fib.DownTransit
 	}
-	if up.Flags&fib.UpReplay != 0 {
+	if f.up.Flags&fib.UpReplay != 0 {
 		d.Flags |= fib.DownReplay
 	}
 	return d
+}
+
+// looksLikeLISP reports whether b is a LISP data packet, by its port.
+func looksLikeLISP(b []byte) bool {
+	p, ok := parsePacket(b, true)
+	return ok && p.proto == protoUDP && !p.later && len(b) >= p.upper+4 && binary.BigEndian.Uint16(b[p.upper+2:]) == lisp.DataPort
 }
 
 // reinject writes f with d as its metadata and frees it. It reports whether the device took it.
