@@ -29,13 +29,17 @@ type snapshots struct {
 	start sync.Once
 	asked chan *snapshot
 
-	owners  []fib.Service // as of version, for the snapshots
+	// As of version, for the snapshots: the services in order, and by counter the place
+	// of its service in that order, from 1; 0 = it is nobody's.
+	order   []fib.Service
+	places  []uint32
 	version uint64
 }
 
 type snapshot struct {
 	at     time.Time // when it was begun
-	owners []fib.Service
+	order  []fib.Service
+	places []uint32
 	chunks []*ebpf.Map
 	ready  chan struct{} // closed when what follows is there
 	counts []fib.ServiceCount
@@ -78,20 +82,40 @@ func (p *snapshots) get() (*snapshot, error) {
 	if err := p.d.lock(); err != nil {
 		return nil, err
 	}
-	if t := &p.d.services; t.version != p.version || p.owners == nil {
-		p.owners, p.version = slices.Clone(t.owners), t.version
+	var owners []fib.Service
+	version := p.d.services.version
+	if version != p.version || p.places == nil {
+		owners = slices.Clone(p.d.services.owners)
 	}
-	s := &snapshot{
-		at: time.Now(), owners: p.owners, chunks: slices.Clone(p.d.services.counters.chunks), ready: make(chan struct{}),
-	}
+	s := &snapshot{at: time.Now(), chunks: slices.Clone(p.d.services.counters.chunks), ready: make(chan struct{})}
 	p.start.Do(func() {
 		p.asked = make(chan *snapshot, 1)
 		p.d.done.Go(p.run)
 	})
 	p.d.mu.Unlock()
+	if version != p.version || p.places == nil {
+		p.sort(owners)
+		p.version = version
+	}
+	s.order, s.places = p.order, p.places
 	p.next = s
 	p.asked <- s // there is only ever one
 	return s, nil
+}
+
+// sort puts the owners of the counters in order.
+func (p *snapshots) sort(owners []fib.Service) {
+	counters := make([]uint32, 0, len(owners))
+	for n, s := range owners {
+		if s.Outside.IsValid() {
+			counters = append(counters, uint32(n))
+		}
+	}
+	slices.SortFunc(counters, func(a, b uint32) int { return owners[a].Outside.Compare(owners[b].Outside) })
+	p.order, p.places = make([]fib.Service, len(counters)), make([]uint32, len(owners))
+	for i, n := range counters {
+		p.order[i], p.places[n] = owners[n], uint32(i+1)
+	}
 }
 
 // run takes the snapshots that are asked for.
@@ -115,6 +139,10 @@ func (p *snapshots) run() {
 // take makes s of what is read.
 func (s *snapshot) take(read <-chan chunkCounts) {
 	cpus := ebpf.MustPossibleCPU()
+	s.counts = make([]fib.ServiceCount, len(s.order))
+	for i, o := range s.order {
+		s.counts[i].Service = o
+	}
 	for c := range read {
 		if c.err != nil || c.last {
 			s.err = c.err
@@ -122,21 +150,19 @@ func (s *snapshot) take(read <-chan chunkCounts) {
 		}
 		for i := range c.n {
 			at := c.chunk*chunkLen + i
-			if at >= len(s.owners) || !s.owners[at].Outside.IsValid() {
+			if at >= len(s.places) || s.places[at] == 0 {
 				continue
 			}
-			n := fib.ServiceCount{Service: s.owners[at]}
+			n := &s.counts[s.places[at]-1]
 			for _, v := range c.values[i*cpus : (i+1)*cpus] {
 				n.In.Packets += v.InPackets
 				n.In.Bytes += v.InBytes
 				n.Out.Packets += v.OutPackets
 				n.Out.Bytes += v.OutBytes
 			}
-			s.counts = append(s.counts, n)
 		}
 	}
-	slices.SortFunc(s.counts, func(a, b fib.ServiceCount) int { return a.Service.Outside.Compare(b.Service.Outside) })
-	s.owners, s.chunks = nil, nil
+	s.order, s.places, s.chunks = nil, nil, nil
 }
 
 // chunkCounts are the first n counters of a chunk, each as often as there are CPUs.
