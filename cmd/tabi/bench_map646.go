@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,14 +21,17 @@ func newBenchMap646Command() *cobra.Command {
 with service addresses, and other translators, in turn. TCP with one stream and four, UDP with 64 and 1,400 bytes,
 the round trip of one packet; then what a packet costs in the BPF programs alone.
 
-It needs root, and tayga (Debian package) unless --tayga is empty.`,
+It needs root, and tayga (Debian package) unless --tayga is 0.`,
 		Example: `  sudo tabi bench map646
   sudo tabi bench map646 --map646 ./map646 --rounds 7 --json >report.json
-  sudo tabi bench map646 --rounds 1 --mappings 1 --tayga ""`,
+  sudo tabi bench map646 --rounds 1 --mappings 1 --statistics 0 --tayga 0`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
+			}
+			if slices.Equal(o.Tayga, []int{0}) {
+				o.Tayga = nil
 			}
 			if err := o.Validate(); err != nil {
 				return err
@@ -40,7 +44,7 @@ It needs root, and tayga (Debian package) unless --tayga is empty.`,
 				o.Original = path
 			}
 			if _, err := exec.LookPath("tayga"); len(o.Tayga) > 0 && err != nil {
-				return fmt.Errorf(`bench: %w (apt-get install tayga, or leave it out: --tayga "")`, err)
+				return fmt.Errorf(`bench: %w (apt-get install tayga, or leave it out: --tayga 0)`, err)
 			}
 			o.Progress, o.Log = progress(cmd), quietLog(cmd)
 			r, err := bench.RunMap646(cmd.Context(), o)
@@ -53,7 +57,9 @@ It needs root, and tayga (Debian package) unless --tayga is empty.`,
 	c.Flags().IntVar(&o.Rounds, "rounds", 5, "interleaved rounds")
 	c.Flags().DurationVar(&o.Each, "each", 1500*time.Millisecond, "time of one measurement")
 	c.Flags().IntSliceVar(&o.Sizes, "mappings", []int{1, 30, 10_000, 1_000_000}, "service addresses of tabi")
-	c.Flags().IntSliceVar(&o.Tayga, "tayga", []int{1, 30, 10_000}, "static mappings of tayga (which takes long to read many)")
+	c.Flags().IntVar(&o.Read, "statistics", 100_000, "service addresses of the way that is measured with and without a reader of its statistics; 0 leaves it out")
+	c.Flags().IntVar(&o.Reads, "reads", 100, "how often they are read, a second")
+	c.Flags().IntSliceVar(&o.Tayga, "tayga", []int{1, 30, 10_000}, "static mappings of tayga, which takes long to read many; 0 leaves it out")
 	c.Flags().StringVar(&o.Original, "map646", "", "binary of the original map646")
 	c.Flags().IntSliceVar(&o.Originals, "map646-mappings", []int{1, 30, 10_000}, "static mappings of the original map646")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -2,18 +2,22 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/testnet"
@@ -25,6 +29,7 @@ import (
 type way646 struct {
 	kind     string // wayPlain4 and so on
 	mappings int    // that the translator has; 0 = it is none
+	reads    int    // of its statistics, a second, while it is measured
 }
 
 // Kinds of ways.
@@ -33,6 +38,7 @@ const (
 	wayPlain6 = "plain6" // IPv6 is routed
 	wayLISP6  = "lisp6"  // tabi, an IPv6 client: encapsulated and not translated
 	wayTabi   = "tabi"
+	wayStill  = "statistics" // tabi, whose statistics are read, or not
 	wayTayga  = "tayga"
 	wayMap646 = "map646" // the original
 )
@@ -41,7 +47,11 @@ func (w way646) name() string {
 	if w.mappings == 0 {
 		return w.kind
 	}
-	return fmt.Sprintf("%s/%d", w.kind, w.mappings)
+	name := fmt.Sprintf("%s/%d", w.kind, w.mappings)
+	if w.reads > 0 {
+		name += "+read"
+	}
+	return name
 }
 
 // chain646 is client - front - back - server in four namespaces. The front is the translator, or a router where there
@@ -99,7 +109,7 @@ func (c *chain646) build(ctx context.Context, dir, tool string, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	if c.way.kind == wayTabi || c.way.kind == wayLISP6 {
+	if c.way.kind == wayTabi || c.way.kind == wayLISP6 || c.way.kind == wayStill {
 		return errors.Join(c.tabiFront(ctx, filepath.Join(dir, "front"), log), c.tabiBack(ctx, filepath.Join(dir, "back"), log))
 	}
 	err = errors.Join(
@@ -119,7 +129,7 @@ func (c *chain646) build(ctx context.Context, dir, tool string, log *slog.Logger
 }
 
 func (c *chain646) links() error {
-	tag := strings.ReplaceAll(c.way.name(), "/", "-")
+	tag := strings.NewReplacer("/", "-", "+", "-").Replace(c.way.name())
 	for name, p := range map[string]**testnet.Namespace{"cl": &c.client, "front": &c.front, "back": &c.back, "srv": &c.srv} {
 		ns, err := testnet.NewNamespace(fmt.Sprintf("tabi-bench-%d-%s-%s", os.Getpid(), tag, name))
 		if err != nil {
@@ -312,6 +322,44 @@ func (c *chain646) original(ctx context.Context, dir, tool string) error {
 		}
 	}
 	return err
+}
+
+// readStatistics reads what every service has translated, as often as the way says, and writes what is new as JSON, until
+// the function that it returns is called.
+func (c *chain646) readStatistics() (stop func() error) {
+	if c.way.reads == 0 {
+		return func() error { return nil }
+	}
+	done, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		// As the daemon does: on a thread that runs when nobody else wants to. It ends with the goroutine.
+		runtime.LockOSThread()
+		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
+		tick := time.NewTicker(time.Second / time.Duration(c.way.reads))
+		defer tick.Stop()
+		var last *fib.ServiceCount
+		for {
+			select {
+			case <-done:
+				ended <- nil
+				return
+			case <-tick.C:
+			}
+			all, err := c.planes[0].ServiceCounters()
+			if err == nil && &all[0] != last {
+				last = &all[0]
+				err = json.NewEncoder(io.Discard).Encode(all)
+			}
+			if err != nil {
+				ended <- fmt.Errorf("statistics: %w", err)
+				return
+			}
+		}
+	}()
+	return func() error {
+		close(done)
+		return <-ended
+	}
 }
 
 // run starts a translator in the front.

@@ -23,6 +23,8 @@ type Map646Options struct {
 	Tayga     []int         // those of tayga; none: it is left out
 	Original  string        // binary of the original map646; "": it is left out
 	Originals []int         // its mappings
+	Read      int           // service addresses of the way that is measured with and without a reader of its statistics; 0: left out
+	Reads     int           // a second
 	Progress  func(string)  // told what is being done
 	Log       *slog.Logger
 }
@@ -40,6 +42,9 @@ func (o *Map646Options) Validate() error {
 			return fmt.Errorf("bench: %d service addresses: want 1 to %d", n, maxServices646)
 		}
 	}
+	if o.Read < 0 || o.Read > maxServices646 || o.Reads < 1 {
+		return fmt.Errorf("bench: statistics of %d service addresses, read %d times a second: want 0 to %d, and at least once", o.Read, o.Reads, maxServices646)
+	}
 	if !slices.IsSorted(o.Sizes) {
 		return fmt.Errorf("bench: service addresses %v: want them in ascending order", o.Sizes)
 	}
@@ -52,14 +57,17 @@ const maxServices646 = 1<<20 - 2
 func (o *Map646Options) ways() []way646 {
 	ways := []way646{{kind: wayPlain4}, {kind: wayPlain6}, {kind: wayLISP6}}
 	for _, n := range o.Sizes {
-		ways = append(ways, way646{wayTabi, n})
+		ways = append(ways, way646{kind: wayTabi, mappings: n})
+	}
+	if o.Read > 0 {
+		ways = append(ways, way646{kind: wayStill, mappings: o.Read}, way646{kind: wayStill, mappings: o.Read, reads: o.Reads})
 	}
 	for _, n := range o.Tayga {
-		ways = append(ways, way646{wayTayga, n})
+		ways = append(ways, way646{kind: wayTayga, mappings: n})
 	}
 	if o.Original != "" {
 		for _, n := range o.Originals {
-			ways = append(ways, way646{wayMap646, n})
+			ways = append(ways, way646{kind: wayMap646, mappings: n})
 		}
 	}
 	return ways
@@ -115,7 +123,9 @@ func RunMap646(ctx context.Context, o Map646Options) (m *Map646, err error) {
 	for round := range o.Rounds {
 		for i, c := range chains {
 			o.Progress(fmt.Sprintf("round %d of %d: %s", round+1, o.Rounds, c.way.name()))
-			if err := c.pair().measure(ctx, o.Each, m.Ways[i].Samples); err != nil {
+			stop := c.readStatistics()
+			err := c.pair().measure(ctx, o.Each, m.Ways[i].Samples)
+			if err := errors.Join(err, stop()); err != nil {
 				return nil, fmt.Errorf("bench: %s: %w", c.way.name(), err)
 			}
 		}
@@ -160,6 +170,12 @@ func (m *Map646) targets() []Target {
 	if len(ours) > 1 {
 		list = append(list, Target{Name: "packets/s: " + first.Way + " over " + last.Way, Want: 1.2,
 			Got: first.Samples["udp64"].Median / last.Samples["udp64"].Median, AtMost: true})
+	}
+	if read := m.of(wayStill); len(read) == 2 {
+		for _, x := range metrics[:3] {
+			list = append(list, Target{Name: x.Name + ": " + read[1].Way + " over " + read[0].Way, Want: 0.98,
+				Got: read[1].Samples[x.Name].Median / read[0].Samples[x.Name].Median})
+		}
 	}
 	for _, p := range m.Programs {
 		if n := len(p.Cost); n > 1 {
