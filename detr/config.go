@@ -20,6 +20,9 @@ type Config struct {
 	// Anchors are the RLOCs of all D-ETRs: what outsiders are told to send to. Default: RLOCs.
 	Anchors []lisp.Locator
 
+	// CloudRLOCs are the cloud's own RLOCs: who probes us from there is answered whatever strangers ask.
+	CloudRLOCs []netip.Prefix
+
 	External          []Server     // Map-Servers of the outside, where the aggregates are registered
 	ExternalResolvers []netip.Addr // Map-Resolvers of the outside; without any, nothing outside is LISP
 

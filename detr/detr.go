@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/tabi-lisp/tabi/lisp"
@@ -87,16 +88,41 @@ type DETR struct {
 	serving bool
 	changed time.Time // when serving became what it is
 	counts  map[string]uint64
-	tokens  float64 // Map-Replies that may be sent at once
-	filled  time.Time
+	replies bucket    // Map-Replies for anybody
+	probes  bucket    // answers to probes of the own cloud
 	retry   time.Time // when to tell the upstream again
 }
 
-// Map-Replies are limited: the addresses that they go to may be forged.
+// Map-Replies are limited: the addresses that they go to may be forged. The cloud's own xTRs probe us a few times a
+// second each, and must not be taken for dead because of what strangers ask.
 const (
 	replyRate  = 1000 // per second
 	replyBurst = 1000
+	probeRate  = 50000 // per second
+	probeBurst = 10000
 )
+
+// bucket holds tokens for messages.
+type bucket struct {
+	rate, burst float64
+	tokens      float64 // messages that may be sent at once
+	filled      time.Time
+}
+
+func newBucket(rate, burst float64) bucket { return bucket{rate: rate, burst: burst, tokens: burst} }
+
+// take takes a token, if there is one.
+func (b *bucket) take(now time.Time) bool {
+	if !b.filled.IsZero() {
+		b.tokens = min(b.burst, b.tokens+now.Sub(b.filled).Seconds()*b.rate)
+	}
+	b.filled = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
 
 // inputQueue bounds the inputs that wait; more misses are dropped and counted.
 const inputQueue = 256
@@ -126,7 +152,8 @@ func New(cfg Config, ep Endpoint, dp DataPlane, sp SlowPath, up Upstream, log *s
 	d := &DETR{
 		cfg: cfg, ep: ep, dp: dp, sp: sp, up: up, log: log,
 		in: make(chan func(time.Time), inputQueue), ended: make(chan struct{}),
-		counts: make(map[string]uint64), tokens: replyBurst, drain: drain,
+		counts: make(map[string]uint64), drain: drain,
+		replies: newBucket(replyRate, replyBurst), probes: newBucket(probeRate, probeBurst),
 	}
 	d.anchor = newAnchor(&d.cfg, dp, translators...)
 	d.res = newResolver(&d.cfg, randomNonce, d.packets)
@@ -475,7 +502,7 @@ func (d *DETR) asked(p control.Packet, m *lisp.MapRequest, now time.Time) {
 	case !ok:
 		d.counts["map-request/no ITR-RLOC for us"]++
 		return
-	case !d.allow(now):
+	case !d.allow(m, p.From.Addr(), now):
 		d.counts["map-request/rate"]++
 		return
 	}
@@ -484,17 +511,12 @@ func (d *DETR) asked(p control.Packet, m *lisp.MapRequest, now time.Time) {
 	d.send(to, b, err)
 }
 
-// allow takes a token for a Map-Reply.
-func (d *DETR) allow(now time.Time) bool {
-	if !d.filled.IsZero() {
-		d.tokens = min(replyBurst, d.tokens+now.Sub(d.filled).Seconds()*replyRate)
+// allow reports whether the answer to m, which came from there, may be sent.
+func (d *DETR) allow(m *lisp.MapRequest, from netip.Addr, now time.Time) bool {
+	if m.Probe && slices.ContainsFunc(d.cfg.CloudRLOCs, func(p netip.Prefix) bool { return p.Contains(from) }) {
+		return d.probes.take(now)
 	}
-	d.filled = now
-	if d.tokens < 1 {
-		return false
-	}
-	d.tokens--
-	return true
+	return d.replies.take(now)
 }
 
 // notified takes a Map-Notify.

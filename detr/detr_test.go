@@ -410,6 +410,41 @@ func TestReplyRate(t *testing.T) {
 	})
 }
 
+// TestProbesOfTheCloud: a D-ETR that strangers flood is not dead for its own cloud.
+func TestProbesOfTheCloud(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil, withServices, func(c *Config) { c.CloudRLOCs = []netip.Prefix{prefix("100.64.0.0/16")} })
+		defer w.stop()
+		for _, s := range []Server{internal1, internal2} {
+			w.inside(s.Addr)
+		}
+		w.d.DataPlaneUp(true)
+		w.d.FeedAlive(true)
+		w.apply(lisp.Delta{Full: true})
+		flood, err := lisp.Append(nil, &lisp.MapRequest{
+			Probe: true, Nonce: 5, ITRRLOCs: []netip.Addr{addr("192.0.2.98")}, Records: []lisp.RequestRecord{{EID: eid("198.51.100.10/32")}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		xtr := w.listen("100.64.1.9")
+		defer xtr.Close()
+		stranger := w.listen("192.0.2.97")
+		defer stranger.Close()
+		for i := range 20 {
+			for range 100 {
+				w.from("192.0.2.98", flood)
+			}
+			if !w.probe(xtr, uint64(i+1), "2001:db8:64::/96") {
+				t.Fatalf("probe %d of the cloud is not answered", i)
+			}
+			if i > 10 && w.probe(stranger, uint64(i+1), "198.51.100.0/24") {
+				t.Fatal("the flood was none")
+			}
+		}
+	})
+}
+
 // TestShows: the tables have the columns that reports read, and "explain" says where an EID lives.
 func TestShows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -98,7 +98,7 @@ func (r *rawDETR) build(p *problems) any {
 	rlocs := locators(p, r.RLOCs, "rlocs")
 	aggregates := eids(p, r.Aggregates, "aggregates", r.Role.tok)
 	c.Anchor = detr.Config{Name: c.Name, XTRID: r.XTRID.V, SiteID: lisp.SiteID(r.SiteID.V), RLOCs: rlocs, Aggregates: aggregates,
-		Anchors: locators(p, r.Anchors, "anchors"), ExternalResolvers: values(r.External.MapResolvers), StateDir: c.StateDir, MTU: mtu}
+		Anchors: locators(p, r.Anchors, "anchors"), ExternalResolvers: values(r.External.MapResolvers), CloudRLOCs: values(r.AllowedRLOCs), StateDir: c.StateDir, MTU: mtu}
 	if len(c.Anchor.Anchors) == 0 {
 		c.Anchor.Anchors = rlocs
 	}
