@@ -178,6 +178,12 @@ func serviceReach(t *testing.T, c *Cloud) {
 			t.Errorf("%s pings %v with 3000 bytes:\n%s", p.from, p.to, out)
 		}
 	}
+	// The Internet has heard of prefixes only: of no VM, and of no single service address.
+	routes, err := c.upstreamRoutes(t.Context())
+	must(t, err)
+	if len(routes) != 4 {
+		t.Errorf("FRR has %v", routes)
+	}
 	// Both D-ETRs have had a part in it, and say so.
 	for _, anchor := range c.anchors() {
 		rows, err := c.serviceRows(t.Context(), anchor)
