@@ -252,12 +252,7 @@ func (a *anchor) serviceOf(e lisp.EID) (*service, bool) {
 func (a *anchor) translated() (inEffect, ignored int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, t := range a.services.told {
-		if t.why != "" {
-			ignored++
-		}
-	}
-	return len(a.services.told) - ignored, ignored
+	return len(a.services.told) - a.services.ignored, a.services.ignored
 }
 
 // all lists the mappings, sorted by EID.

@@ -44,6 +44,7 @@ type services struct {
 	applied map[netip.Prefix]fib.Service
 	unsure  bool   // a Translator failed: nobody knows what it has
 	warm    int    // of told
+	ignored int    // of told
 	changes uint64 // of told
 }
 
@@ -198,6 +199,9 @@ func (s *services) remove(outside netip.Prefix) {
 	if old.warm {
 		s.warm--
 	}
+	if old.why != "" {
+		s.ignored--
+	}
 	k := old.side()
 	s.lengths[k.v4][outside.Bits()]--
 	if rest := slices.DeleteFunc(s.inside[k], func(p netip.Prefix) bool { return p == outside }); len(rest) > 0 {
@@ -315,8 +319,12 @@ func (s *services) change(ctx context.Context, affected, removed []netip.Prefix,
 		switch {
 		case n.why != "":
 			n.at = time.Time{}
+			s.ignored++
 		case n.at.IsZero():
 			n.at = now
+		}
+		if t.why != "" {
+			s.ignored--
 		}
 		s.told[p] = &n
 	}

@@ -375,6 +375,9 @@ func TestServicesAgree(t *testing.T) {
 		if d := cmp.Diff(want, tr.list()); d != "" {
 			t.Fatalf("seed %d (-want +got):\n%s", seed, d)
 		}
+		if n, ignored := a.translated(); n != len(want) || n+ignored != len(now) {
+			t.Fatalf("seed %d: %d translated and %d ignored, want %d of %d", seed, n, ignored, len(want), len(now))
+		}
 		for p, s := range a.services.told {
 			if (s.why == "") != (tr.has[p] == s.Service) || (s.why != "") != s.at.IsZero() || s.why != "" && !strings.HasPrefix(s.why, whyOverlaps) {
 				t.Fatalf("seed %d: %v: why %q, since %v", seed, s.Service, s.why, s.at)
