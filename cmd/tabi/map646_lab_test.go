@@ -271,7 +271,7 @@ func (l *translationLab) ping(ns *testnet.Namespace, p probe) (answer, error) {
 	if _, err := c.WriteTo(request, &net.IPAddr{IP: to.AsSlice()}); err != nil {
 		return answer{}, err
 	}
-	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	b := make([]byte, 70000)
 	for {
 		n, from, err := c.ReadFrom(b)
@@ -490,7 +490,7 @@ func (l *translationLab) zeroChecksum() {
 		if _, err := client.WriteTo(bytes.Repeat([]byte{'z'}, n), to); err != nil {
 			l.t.Fatal(err)
 		}
-		_ = server.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_ = server.SetReadDeadline(time.Now().Add(5 * time.Second))
 		got, from, err := server.ReadFrom(b)
 		if err != nil || got != n || from.String() != "["+labClient.String()+"]:7001" {
 			l.t.Errorf("UDP without a checksum: %d bytes from %v, %v", got, from, err)
@@ -499,7 +499,7 @@ func (l *translationLab) zeroChecksum() {
 		if _, err := server.WriteTo(b[:got], from); err != nil {
 			l.t.Fatal(err)
 		}
-		_ = client.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_ = client.SetReadDeadline(time.Now().Add(5 * time.Second))
 		if got, from, err = client.ReadFrom(b); err != nil || got != n || from.String() != to.String() {
 			l.t.Errorf("UDP back: %d bytes from %v, %v", got, from, err)
 		}
@@ -558,7 +558,7 @@ func (l *translationLab) transfers() {
 			c, err = net.DialTimeout("tcp", tc.dial, 3*time.Second)
 			return err
 		}))
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		n, err := io.Copy(io.Discard, c)
 		if err != nil || n != total {
 			l.t.Errorf("TCP %s: %d bytes, %v; D-ETR: %v", name, n, err, nonZero(l.anchorSlow.Counters()))
