@@ -58,8 +58,9 @@ func newDETRDrainCommand() *cobra.Command {
 the kernel's routes (OSPF) and at the Map-Servers, so that packets go to the other D-ETRs. What still comes is
 forwarded and translated as before. The D-ETR stays drained when it is restarted, until "tabi detr undrain".
 
-Returns when the Map-Servers have confirmed it (or --wait is over). Routers outside may need a little longer;
-"tabi show services" tells whether anything still comes.`,
+Returns when the Map-Servers have confirmed it, or with status 1 when --wait is over and one has not: it forgets the
+D-ETR by itself, within minutes. Routers outside may need a little longer; "tabi show services" tells whether anything
+still comes.`,
 		Example: "  tabi detr drain\n  tabi detr drain --socket /run/tabi/detr.sock --wait 30s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
