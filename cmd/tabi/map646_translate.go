@@ -253,7 +253,7 @@ func (w *offlineRun) run(in io.Reader, out io.Writer) error {
 	link := capture.LinkRaw
 	for {
 		p, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -6,6 +6,7 @@ package capture
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -53,8 +54,8 @@ func NewReader(r io.Reader) (*Reader, error) {
 	c := &Reader{r: r}
 	var magic [4]byte
 	if err := c.full(magic[:], "the head of the file"); err != nil {
-		if err == io.EOF {
-			err = fmt.Errorf("the file is empty")
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the file is empty")
 		}
 		return nil, fmt.Errorf("capture: %w", err)
 	}
@@ -87,7 +88,7 @@ func (c *Reader) Nanos() bool { return c.nanos }
 func (c *Reader) Next() (Packet, error) {
 	p, err := c.format.next(c)
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return Packet{}, io.EOF
 	case err != nil:
 		return Packet{}, fmt.Errorf("capture: packet %d: %w", c.n+1, err)
@@ -102,9 +103,9 @@ func (c *Reader) Next() (Packet, error) {
 func (c *Reader) full(b []byte, what string) error {
 	n, err := io.ReadFull(c.r, b)
 	switch {
-	case err == io.EOF || err == nil:
+	case err == nil || errors.Is(err, io.EOF):
 		return err
-	case err == io.ErrUnexpectedEOF:
+	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("the file ends after %d of %d bytes of %s", n, len(b), what)
 	}
 	return fmt.Errorf("read %s: %w", what, err)
@@ -113,7 +114,7 @@ func (c *Reader) full(b []byte, what string) error {
 // rest is full where the file may not end.
 func (c *Reader) rest(b []byte, what string) error {
 	err := c.full(b, what)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("the file ends before %s", what)
 	}
 	return err

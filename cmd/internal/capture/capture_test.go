@@ -40,7 +40,7 @@ func readAll(t testing.TB, b []byte) ([]Packet, error) {
 	var all []Packet
 	for {
 		p, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return all, nil
 		}
 		if err != nil {
