@@ -22,6 +22,8 @@ type translation struct {
 	reassembler *map646.Reassembler
 	reasons     [map646.NumReasons]atomic.Uint64
 	reassembly  atomic.Pointer[map646.ReassemblerCounters]
+	noSum       uint64    // datagrams without a checksum that were dropped and not told of
+	noSumNext   time.Time // when somebody may be told
 }
 
 func (x *translation) init(cfg map646.ReassemblerConfig) {
@@ -120,6 +122,10 @@ func (s *SlowPath) translate(f *frame, b []byte, tell bool, now time.Time) (repl
 		r = s.cfg.Translator.Translate(b, o)
 	}
 	s.xlate.reasons[r.Reason].Add(1)
+	switch r.Reason {
+	case map646.DropZeroUDP, map646.DropZeroUDPFragment:
+		s.tellNoChecksum(r.Reason, b, now)
+	}
 	if !r.Reason.Translated() {
 		s.counts.inc(dropTranslate)
 	}
@@ -130,6 +136,22 @@ func (s *SlowPath) translate(f *frame, b []byte, tell bool, now time.Time) (repl
 		s.sendReply(f, b, r.Reply, now)
 	}
 	return r.Reply != nil
+}
+
+// noSumEvery is how often an operator is told of datagrams without a checksum, at most.
+const noSumEvery = time.Minute
+
+// tellNoChecksum tells the operator who sends UDP without a checksum that is dropped for it (RFC 7915 section
+// 4.5): the one event of the packet path that is logged, since only that sender's operator can mend it.
+func (s *SlowPath) tellNoChecksum(why map646.Reason, b []byte, now time.Time) {
+	x := &s.xlate
+	x.noSum++
+	if now.Before(x.noSumNext) {
+		return
+	}
+	f, _ := map646.FlowOf(b)
+	s.log.Warn("UDP without a checksum is not translated", "reason", why.String(), "peer", f.Src.String(), "for", f.Dst.String(), "n", x.noSum)
+	x.noSum, x.noSumNext = 0, now.Add(noSumEvery)
 }
 
 // options are what is known of the way of f, whose packet is b.

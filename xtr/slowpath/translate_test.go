@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -463,6 +464,38 @@ func TestFragmentedICMPIsForgotten(t *testing.T) {
 		synctest.Wait()
 		if n := s.Counters()["reassembly_expired"]; n != 1 {
 			t.Errorf("%d expired", n)
+		}
+	})
+}
+
+// RFC 7915 section 4.5: the operator is told of UDP without a checksum that is dropped, with addresses and ports; and not
+// for every datagram.
+func TestUDPWithoutChecksumIsToldTheOperator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg, _ := translating(refuse(4, map646.DropZeroUDPFragment, nil))
+		k := newFakeKernel(t, 1)
+		var logged bytes.Buffer
+		s, err := New(cfg, k.queues, k, slog.New(slog.NewTextHandler(&logged, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		for range 2 {
+			for range 3 {
+				k.feed(0, fib.Up{Reason: fib.UpTranslate}, nil, udp(t, "203.0.113.5", "198.51.100.10", "x"))
+			}
+			time.Sleep(noSumEvery)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		const who = `reason=udp-no-checksum-fragment peer=203.0.113.5:1000 for=198.51.100.10:2000`
+		lines := strings.Split(strings.TrimSpace(logged.String()), "\n")
+		if len(lines) != 2 || !strings.HasSuffix(lines[0], who+" n=1") || !strings.HasSuffix(lines[1], who+" n=3") {
+			t.Errorf("logged:\n%s", logged.String())
 		}
 	})
 }
