@@ -43,7 +43,9 @@ type Config struct {
 	// AllowedRLOCs are the cloud's own: only they may send to an xTR, and only they may send what comes
 	// from inside Own.
 	AllowedRLOCs []netip.Prefix
-	// Own are the cloud's aggregates of EIDs.
+	// Own are the cloud's aggregates of EIDs, and what else is the cloud's to be reached at: prefixes of service
+	// addresses, and Pool. What is sent to one of them stays in the cloud: there a VM's source stays its EID, unless it
+	// speaks to a service address.
 	Own []lisp.EID
 	// Anchor makes this a D-ETR: anybody may send for destinations inside Own from sources outside Own,
 	// and what comes from the cloud may go anywhere.
