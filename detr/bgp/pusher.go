@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -45,8 +46,7 @@ func NewPusher(cfg Config, log *slog.Logger) (*Pusher, error) {
 // Run waits until ctx ends, then closes the sessions in a way that makes peers keep the paths for the
 // restart time.
 func (p *Pusher) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return p.s.stop()
+	return errors.Join(p.s.renewLost(ctx), p.s.stop())
 }
 
 // Apply announces and withdraws. A mapping that is already announced in the same form costs nothing.

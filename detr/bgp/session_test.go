@@ -247,6 +247,22 @@ func emptyMapServerSaysNothing(t *testing.T, c *cloud, f *Feed, got *recorder) {
 	stays(t, 3*time.Second, "nothing is said", func() bool { return got.fulls() == 0 && f.State().Paths == 0 })
 }
 
+// TestFeedStartsAgain: a D-ETR that starts again hears of everything as soon as it asks, and is not turned away for the
+// five seconds for which GoBGP leaves a peer alone that it has lost.
+func TestFeedStartsAgain(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	ms := startPusher(t, c.config(msAddr(1), true, detrAddr(1)))
+	m := at(1, 1, "100.64.1.2")
+	ms.apply(full(m))
+	for range 2 {
+		f, got := c.feed(1, msAddr(1))
+		stop := run(t, f.Run)
+		eventually(t, 4500*time.Millisecond, "in sync", got.believes(m))
+		stop()
+	}
+}
+
 // TestRouteReflector: mappings of two Map-Servers through a route reflector, ADD-PATH and all.
 func TestRouteReflector(t *testing.T) {
 	c := newCloud(t)
