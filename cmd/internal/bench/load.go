@@ -2,11 +2,13 @@ package bench
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -188,6 +190,12 @@ func (p pair) udp() (in, out *net.UDPConn, err error) {
 	return in, out, nil
 }
 
+// pingPatience is how long an answer is waited for: one that does not come counts as that.
+const pingPatience = time.Second
+
+// pingsLost is how many answers in a row must not come for the path to be dead.
+const pingsLost = 3
+
 // latency measures the round trip of single datagrams: median and 99th percentile.
 func (p pair) latency(d time.Duration) (median, p99 time.Duration, err error) {
 	in, out, err := p.udp()
@@ -212,17 +220,19 @@ func (p pair) latency(d time.Duration) (median, p99 time.Duration, err error) {
 	})
 	var rtts []time.Duration
 	err = pinned(0, func() error {
-		buf := make([]byte, 64)
-		for end := time.Now().Add(d + warmUp); time.Now().Before(end); {
-			start := time.Now()
-			out.SetReadDeadline(start.Add(time.Second))
-			if _, err := out.Write(buf); err != nil {
-				return err
-			}
-			if _, err := out.Read(buf); err != nil {
+		lost := 0
+		for end := time.Now().Add(d + warmUp); time.Now().Before(end) || lost > 0; {
+			rtt, err := ping(out, uint64(len(rtts)))
+			switch {
+			case err == nil:
+				lost = 0
+				rtts = append(rtts, rtt)
+			case !errors.Is(err, os.ErrDeadlineExceeded) || lost+1 == pingsLost:
 				return fmt.Errorf("ping-pong: %w", err)
+			default:
+				lost++
+				rtts = append(rtts, pingPatience)
 			}
-			rtts = append(rtts, time.Since(start))
 		}
 		return nil
 	})
@@ -260,4 +270,23 @@ func (p pair) measure(ctx context.Context, each time.Duration, into map[string]*
 	into["rtt"].add(float64(median.Nanoseconds()) / 1000)
 	into["rtt_p99"].add(float64(p99.Nanoseconds()) / 1000)
 	return nil
+}
+
+// ping sends one datagram and waits for it to come back. What comes late of an earlier one is passed over.
+func ping(c *net.UDPConn, number uint64) (time.Duration, error) {
+	buf := make([]byte, 64)
+	binary.BigEndian.PutUint64(buf, number)
+	start := time.Now()
+	c.SetReadDeadline(start.Add(pingPatience))
+	if _, err := c.Write(buf); err != nil {
+		return 0, err
+	}
+	for {
+		if _, err := c.Read(buf); err != nil {
+			return 0, err
+		}
+		if binary.BigEndian.Uint64(buf) == number {
+			return time.Since(start), nil
+		}
+	}
 }
