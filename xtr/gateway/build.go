@@ -7,6 +7,8 @@ import (
 	"net/netip"
 
 	"github.com/mdlayher/ndp"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 // Frames that are sent. They are built rarely and each is a slice of its own.
@@ -61,11 +63,11 @@ func buildEcho4(to, gateway mac, from, dst netip.Addr, request []byte) []byte {
 	n := 20 + len(request)
 	b = append(b, 0x45, 0, byte(n>>8), byte(n), 0, 0, 0x40, 0, 64, protoICMP, 0, 0)
 	b = append(append(b, from.AsSlice()...), dst.AsSlice()...)
-	binary.BigEndian.PutUint16(b[etherLen+10:], checksum(0, b[etherLen:]))
+	binary.BigEndian.PutUint16(b[etherLen+10:], checksum.Of(0, b[etherLen:]))
 	b = append(b, request...)
 	m := b[etherLen+20:]
 	m[0], m[2], m[3] = icmpEchoReply, 0, 0
-	binary.BigEndian.PutUint16(m[2:], checksum(0, m))
+	binary.BigEndian.PutUint16(m[2:], checksum.Of(0, m))
 	return b
 }
 
@@ -74,6 +76,6 @@ func buildEcho6(to, gateway mac, from, dst netip.Addr, request []byte) []byte {
 	b := append(ether6(to, gateway, from, dst, 64, len(request)), request...)
 	m := b[etherLen+ip6Len:]
 	m[0], m[2], m[3] = icmp6EchoRepl, 0, 0
-	binary.BigEndian.PutUint16(m[2:], checksum(pseudoHeader(from, dst, protoICMP6, len(m)), m))
+	binary.BigEndian.PutUint16(m[2:], checksum.Of(checksum.Pseudo(from, dst, protoICMP6, len(m)), m))
 	return b
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 
 	"github.com/mdlayher/ndp"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 // mac is a MAC address that can be compared.
@@ -123,7 +125,7 @@ func classify4(h heard, b []byte) (heard, counter, bool) {
 	if b[9] != protoICMP || b[head] != icmpEcho || b[head+1] != 0 || binary.BigEndian.Uint16(b[6:])&0x3fff != 0 {
 		return heard{}, badEther, false
 	}
-	if checksum(0, b[:head]) != 0 || checksum(0, b[head:n]) != 0 {
+	if checksum.Of(0, b[:head]) != 0 || checksum.Of(0, b[head:n]) != 0 {
 		return heard{}, badChecksum, false
 	}
 	h.what, h.echo = echo4, b[head:n]
@@ -149,7 +151,7 @@ func classify6(h heard, b []byte) (heard, counter, bool) {
 	}
 	h.src, h.dst = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
 	m := b[ip6Len:n]
-	if checksum(pseudoHeader(h.src, h.dst, protoICMP6, len(m)), m) != 0 {
+	if checksum.Of(checksum.Pseudo(h.src, h.dst, protoICMP6, len(m)), m) != 0 {
 		return heard{}, badChecksum, false
 	}
 	if m[0] == icmp6Echo {
@@ -235,31 +237,4 @@ func unicast(a netip.Addr) bool {
 		return b[0] != 0 && b[0] < 240
 	}
 	return true
-}
-
-// checksum returns the complement of the one's complement sum of the 16-bit words of b and of sum
-// (RFC 1071).
-func checksum(sum uint32, b []byte) uint16 {
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint32(b[0])<<8 | uint32(b[1])
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
-}
-
-// pseudoHeader sums the IPv6 pseudo-header of an upper-layer packet of n bytes (RFC 8200 section 8.1).
-func pseudoHeader(src, dst netip.Addr, proto byte, n int) uint32 {
-	sum := uint32(proto) + uint32(n)
-	for _, a := range [2]netip.Addr{src, dst} {
-		b := a.As16()
-		for i := 0; i < 16; i += 2 {
-			sum += uint32(b[i])<<8 | uint32(b[i+1])
-		}
-	}
-	return sum
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/mdlayher/ndp"
 	"golang.org/x/net/bpf"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 const port1, port2 = 11, 12
@@ -60,7 +62,7 @@ func echo4Frame(dst string) []byte {
 	b := buildEcho4(mac(gatewayMAC), mac(guestMAC), guest4, addr(dst), append([]byte{icmpEcho, 0, 0, 0, 0, 7, 0, 1}, "hello"...))
 	m := b[etherLen+20:]
 	m[0], m[2], m[3] = icmpEcho, 0, 0
-	binary.BigEndian.PutUint16(m[2:], checksum(0, m))
+	binary.BigEndian.PutUint16(m[2:], checksum.Of(0, m))
 	return b
 }
 
@@ -68,7 +70,7 @@ func echo6Frame(dst string) []byte {
 	b := buildEcho6(mac(gatewayMAC), mac(guestMAC), guest6, addr(dst), append([]byte{icmp6Echo, 0, 0, 0, 0, 7, 0, 1}, "hello"...))
 	m := b[etherLen+ip6Len:]
 	m[0], m[2], m[3] = icmp6Echo, 0, 0
-	binary.BigEndian.PutUint16(m[2:], checksum(pseudoHeader(guest6, addr(dst), protoICMP6, len(m)), m))
+	binary.BigEndian.PutUint16(m[2:], checksum.Of(checksum.Pseudo(guest6, addr(dst), protoICMP6, len(m)), m))
 	return b
 }
 
@@ -215,7 +217,7 @@ func describe(t testing.TB, b []byte) string {
 	}
 	if ip, ok := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4); ok {
 		m := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
-		if !toGuest || m.TypeCode != layers.CreateICMPv4TypeCode(0, 0) || m.Id != 7 || m.Seq != 1 || checksum(0, b[etherLen:etherLen+20]) != 0 || checksum(0, b[etherLen+20:]) != 0 {
+		if !toGuest || m.TypeCode != layers.CreateICMPv4TypeCode(0, 0) || m.Id != 7 || m.Seq != 1 || checksum.Of(0, b[etherLen:etherLen+20]) != 0 || checksum.Of(0, b[etherLen+20:]) != 0 {
 			t.Errorf("%+v", m)
 		}
 		return "echo " + ip.SrcIP.String() + " " + string(m.Payload)
@@ -224,7 +226,7 @@ func describe(t testing.TB, b []byte) string {
 	src, _ := netip.AddrFromSlice(ip.SrcIP)
 	dst, _ := netip.AddrFromSlice(ip.DstIP)
 	m := b[etherLen+ip6Len:]
-	if checksum(pseudoHeader(src, dst, protoICMP6, len(m)), m) != 0 {
+	if checksum.Of(checksum.Pseudo(src, dst, protoICMP6, len(m)), m) != 0 {
 		t.Error("checksum")
 	}
 	if m[0] == icmp6EchoRepl {
@@ -264,7 +266,7 @@ func TestBadFrames(t *testing.T) {
 		m := b[etherLen+ip6Len:]
 		m[2], m[3] = 0, 0
 		src, dst := netip.AddrFrom16([16]byte(b[etherLen+8:])), netip.AddrFrom16([16]byte(b[etherLen+24:]))
-		binary.BigEndian.PutUint16(m[2:], checksum(pseudoHeader(src, dst, protoICMP6, len(m)), m))
+		binary.BigEndian.PutUint16(m[2:], checksum.Of(checksum.Pseudo(src, dst, protoICMP6, len(m)), m))
 	}
 	arp := arpFrame(1, "198.51.100.10", "198.51.100.1")
 	ns := nd(t, "2001:db8:e1d:1::10", group("fe80::1"), solicit("fe80::1", sourceLLA))

@@ -99,7 +99,7 @@ func TestConfigZeroUDP(t *testing.T) {
 			t.Errorf("policy %d, whole: %v", c.policy, r.Reason)
 		}
 		if r.Reason.Translated() {
-			if right, known := checksum(r.Packets[0]); !right || !known {
+			if right, known := checksumOf(r.Packets[0]); !right || !known {
 				t.Errorf("policy %d: checksum", c.policy)
 			}
 		} else if r.Reply == nil {
@@ -152,7 +152,7 @@ func TestUDPZero(t *testing.T) {
 		if b[46] == 0xff && b[47] == 0xff {
 			found++
 			back := only(t, tr, vectors.IP6{Src: tVM, Dst: tClient6, Next: 17, Data: vectors.UDPDatagram(tVM, tClient6, 20)}.Bytes(), Options{})
-			if right, _ := checksum(back); !right {
+			if right, _ := checksumOf(back); !right {
 				t.Error("checksum")
 			}
 		}

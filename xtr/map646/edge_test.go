@@ -84,7 +84,7 @@ func TestEdges(t *testing.T) {
 				if why := invalid(b); why != "" {
 					t.Errorf("invalid: %s\n% x", why, b)
 				}
-				if right, known := checksum(b); known && !right {
+				if right, known := checksumOf(b); known && !right {
 					t.Errorf("checksum: % x", b)
 				}
 			}

@@ -3,6 +3,8 @@ package map646
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 // The ICMP Extension Structure (RFC 4884 sections 7, 8) and the object that names an interface by its address (RFC 5837
@@ -89,7 +91,7 @@ func appendExtension(out []byte, start, room, unit int, extension []byte, origin
 	out = append(out, a[:]...)
 	if x := out[at:]; x[2] != 0 || x[3] != 0 { // 0 = no checksum (RFC 4884 section 7)
 		x[2], x[3] = 0, 0
-		binary.BigEndian.PutUint16(x[2:], ^fold(sum(0, x)))
+		binary.BigEndian.PutUint16(x[2:], checksum.Of(0, x))
 	}
 	return out, padded / unit
 }

@@ -54,7 +54,7 @@ func TestExtensionSizes(t *testing.T) {
 			if len(inner) < 128 {
 				t.Fatalf("4 to 6, %d words and %d bytes: %d bytes inside", words, n, len(inner))
 			}
-			if right, known := checksum(out); !right || !known {
+			if right, known := checksumOf(out); !right || !known {
 				t.Fatal("checksum")
 			}
 			if 8*words > 1400 {
@@ -72,7 +72,7 @@ func TestExtensionSizes(t *testing.T) {
 			if len(inner) < 128 {
 				t.Fatalf("6 to 4, %d words and %d bytes: %d bytes inside", words, n, len(inner))
 			}
-			if right, known := checksum(out); !right || !known {
+			if right, known := checksumOf(out); !right || !known {
 				t.Fatal("checksum")
 			}
 		}

@@ -3,6 +3,8 @@ package map646
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 // from4 translates an IPv4 packet to IPv6 (RFC 7915 section 4).
@@ -15,7 +17,7 @@ func (c *call) from4() Result {
 	if e == nil && !c.t.cfg.translatable(h.dst) {
 		return Result{}
 	}
-	if fold(sum(0, c.packet[:h.length])) != 0xffff {
+	if checksum.Fold(checksum.Sum(0, c.packet[:h.length])) != 0xffff {
 		return Result{Reason: DropMalformed} // RFC 1812 section 5.2.2
 	}
 	if c.o.Hop && h.ttl <= 1 {
@@ -168,7 +170,7 @@ const udpHeaderLen = 8
 // sumUDP sets the checksum of a UDP datagram.
 func sumUDP(b []byte, src, dst addr6) {
 	b[6], b[7] = 0, 0
-	s := ^fold(sum(pseudo6(src, dst)+protoUDP+uint64(len(b)), b))
+	s := ^checksum.Fold(checksum.Sum(pseudo6(src, dst)+protoUDP+uint64(len(b)), b))
 	if s == 0 {
 		s = 0xffff
 	}

@@ -138,7 +138,7 @@ func checkReply(t *testing.T, in []byte, r Result) {
 	if why := invalid(b); why != "" {
 		t.Fatalf("invalid reply: %s\n% x", why, b)
 	}
-	if right, known := checksum(b); !right || !known {
+	if right, known := checksumOf(b); !right || !known {
 		t.Fatal("reply with a wrong checksum")
 	}
 	if version(b) != version(in) || endsOf(b).dst != endsOf(in).src {
@@ -161,12 +161,12 @@ func checkReply(t *testing.T, in []byte, r Result) {
 
 // checkSums compares what is known of the checksum of a packet and of what it became.
 func checkSums(t *testing.T, in []byte, r Result) {
-	right, known := checksum(in)
+	right, known := checksumOf(in)
 	if !known {
 		return
 	}
 	whole := reassembled(t, r.Packets)
-	got, gotKnown := checksum(whole)
+	got, gotKnown := checksumOf(whole)
 	if !gotKnown || got != right {
 		t.Fatalf("%v -> %v: checksum %v became %v (known %v)\n% x\n% x", endsOf(in), endsOf(whole), right, got, gotKnown, in, whole)
 	}

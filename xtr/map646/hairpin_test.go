@@ -61,7 +61,7 @@ func TestHairpinIntrinsic(t *testing.T) {
 		if got := stepOf(out, c.initial.inner != ends{}); got != c.final {
 			t.Errorf("%s: %v, want %v", c.name, got, c.final)
 		}
-		if right, known := checksum(out); !right || !known {
+		if right, known := checksumOf(out); !right || !known {
 			t.Errorf("%s: checksum", c.name)
 		}
 	}
@@ -142,7 +142,7 @@ func TestHairpinLarge(t *testing.T) {
 		}
 	}
 	back := reassembled(t, r.Packets)
-	if right, known := checksum(back); !right || !known {
+	if right, known := checksumOf(back); !right || !known {
 		t.Error("checksum of the whole")
 	}
 }

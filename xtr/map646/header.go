@@ -1,6 +1,10 @@
 package map646
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
+)
 
 // Protocols and IPv6 extension headers.
 const (
@@ -202,7 +206,7 @@ func put4(b []byte, tos byte, total int, id uint16, flags uint16, ttl, proto byt
 // sumHeader4 sets the checksum of an IPv4 header.
 func sumHeader4(b []byte) {
 	b[10], b[11] = 0, 0
-	binary.BigEndian.PutUint16(b[10:], ^fold(sum(0, b)))
+	binary.BigEndian.PutUint16(b[10:], checksum.Of(0, b))
 }
 
 // put6 writes an IPv6 header for payload bytes behind it.

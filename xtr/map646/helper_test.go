@@ -103,9 +103,9 @@ func invalid(b []byte) string {
 	return ""
 }
 
-// checksum says of a packet whether the checksum of its transport is right. known is false for fragments, for
+// checksumOf says of a packet whether the checksum of its transport is right. known is false for fragments, for
 // transports that are not checked, and where there is none.
-func checksum(b []byte) (right, known bool) {
+func checksumOf(b []byte) (right, known bool) {
 	var pseudo, upper []byte
 	var proto byte
 	if version(b) == 4 {

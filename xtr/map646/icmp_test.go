@@ -94,7 +94,7 @@ func TestICMPTypes46(t *testing.T) {
 			if r.Reason != Translated46 || r.Packets[0][40] != want.typ || r.Packets[0][41] != want.code {
 				t.Fatalf("type %d code %d: %v, want %v", typ, code, r.Reason, want)
 			}
-			if right, known := checksum(r.Packets[0]); !right || !known {
+			if right, known := checksumOf(r.Packets[0]); !right || !known {
 				t.Fatalf("type %d code %d: checksum", typ, code)
 			}
 		}
@@ -123,7 +123,7 @@ func TestICMPTypes64(t *testing.T) {
 			if r.Reason != Translated64 || r.Packets[0][20] != want.typ || r.Packets[0][21] != want.code {
 				t.Fatalf("type %d code %d: %v, want %v", typ, code, r.Reason, want)
 			}
-			if right, known := checksum(r.Packets[0]); !right || !known {
+			if right, known := checksumOf(r.Packets[0]); !right || !known {
 				t.Fatalf("type %d code %d: checksum", typ, code)
 			}
 		}

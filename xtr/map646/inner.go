@@ -3,6 +3,8 @@ package map646
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 // Sizes of ICMP errors in bytes.
@@ -18,7 +20,7 @@ func (c *call) icmpError46(out []byte, h *header4, src, dst addr6, simple bool) 
 	if len(m) < icmpHeaderLen {
 		return nil, DropTransport
 	}
-	if fold(sum(0, m)) != 0xffff {
+	if checksum.Fold(checksum.Sum(0, m)) != 0xffff {
 		return nil, DropICMPChecksum
 	}
 	at := len(out)
@@ -51,7 +53,7 @@ func (c *call) icmpError46(out []byte, h *header4, src, dst addr6, simple bool) 
 		out[at+4] = byte(words)
 	}
 	n := len(out) - at
-	binary.BigEndian.PutUint16(out[at+2:], ^fold(sum(pseudo6(src, dst)+protoICMP6+uint64(n), out[at:])))
+	binary.BigEndian.PutUint16(out[at+2:], checksum.Of(pseudo6(src, dst)+protoICMP6+uint64(n), out[at:]))
 	return out, Unmatched
 }
 
@@ -111,7 +113,7 @@ func (c *call) icmpError64(out []byte, h *header6, origin netip.Addr) (_ []byte,
 	if len(m) < icmpHeaderLen {
 		return nil, src, false, DropTransport
 	}
-	if fold(sum(pseudo6(h.src, h.dst)+protoICMP6+uint64(len(m)), m)) != 0xffff {
+	if checksum.Fold(checksum.Sum(pseudo6(h.src, h.dst)+protoICMP6+uint64(len(m)), m)) != 0xffff {
 		return nil, src, false, DropICMPChecksum
 	}
 	at := len(out)
@@ -139,7 +141,7 @@ func (c *call) icmpError64(out []byte, h *header6, origin netip.Addr) (_ []byte,
 	if words > 0 {
 		out[at+5] = byte(words)
 	}
-	binary.BigEndian.PutUint16(out[at+2:], ^fold(sum(0, out[at:])))
+	binary.BigEndian.PutUint16(out[at+2:], checksum.Of(0, out[at:]))
 	return out, in.src, in.byPool, Unmatched
 }
 

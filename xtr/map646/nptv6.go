@@ -3,6 +3,8 @@ package map646
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 // npt is the configuration of an NPTv6 prefix pair (RFC 6296 section 3.1).
@@ -16,7 +18,7 @@ type npt struct {
 func makeNPT(inside, outside netip.Prefix) npt {
 	i, o := inside.Addr().As16(), outside.Addr().As16()
 	// One's complement: what the prefix adds to the sum is taken from a word.
-	adjust := fold(sum(0, i[:]) + uint64(^fold(sum(0, o[:]))))
+	adjust := checksum.Fold(checksum.Sum(0, i[:]) + uint64(checksum.Of(0, o[:])))
 	return npt{
 		out:    adjust,
 		in:     ^adjust,
@@ -43,7 +45,7 @@ func (n npt) mapAddr(a addr6, to netip.Prefix, add uint16) (addr6, bool) {
 	if w == 0xffff {
 		return a, false
 	}
-	w = fold(uint64(w) + uint64(add))
+	w = checksum.Fold(uint64(w) + uint64(add))
 	if w == 0xffff {
 		w = 0
 	}

@@ -67,7 +67,7 @@ func TestNPTLengths(t *testing.T) {
 			if [2]byte(out[46:]) != [2]byte(in[46:]) {
 				t.Fatalf("%v: the checksum changed", s)
 			}
-			if right, known := checksum(out); !right || !known {
+			if right, known := checksumOf(out); !right || !known {
 				t.Fatalf("%v: wrong checksum", s)
 			}
 			a := addr6(out[8:])

@@ -66,7 +66,7 @@ func TestReassemble(t *testing.T) {
 					if w.Largest != largest {
 						t.Errorf("largest %d, want %d", w.Largest, largest)
 					}
-					if right, known := checksum(w.Packet); !right || !known {
+					if right, known := checksumOf(w.Packet); !right || !known {
 						t.Errorf("%s: checksum of the whole", name)
 					}
 					res := tr.Translate(w.Packet, Options{Largest: w.Largest})
@@ -79,7 +79,7 @@ func TestReassemble(t *testing.T) {
 							t.Errorf("%s: a fragment of %d bytes, from %d", name, len(b), largest)
 						}
 					}
-					if right, known := checksum(reassembled(t, res.Packets)); !right || !known {
+					if right, known := checksumOf(reassembled(t, res.Packets)); !right || !known {
 						t.Errorf("%s, %d bytes: checksum", name, n)
 					}
 				}

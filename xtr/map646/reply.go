@@ -3,6 +3,8 @@ package map646
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 )
 
 // tellKind is what the sender of a packet is told that was not translated.
@@ -70,7 +72,7 @@ func (c *call) reply4(t tell) []byte {
 	put4(b, replyTOS, len(b), c.t.ident.next(src, h.src), 0, replyTTL, protoICMP, src, h.src)
 	m := b[header4Len:]
 	e.put(m)
-	binary.BigEndian.PutUint16(m[2:], ^fold(sum(0, m)))
+	binary.BigEndian.PutUint16(m[2:], checksum.Of(0, m))
 	return b
 }
 
@@ -104,6 +106,6 @@ func (c *call) reply6(t tell) []byte {
 	put6(b, 0, len(b)-header6Len, protoICMP6, replyTTL, src, h.src)
 	m := b[header6Len:]
 	e.put(m)
-	binary.BigEndian.PutUint16(m[2:], ^fold(sum(pseudo6(src, h.src)+protoICMP6+uint64(len(m)), m)))
+	binary.BigEndian.PutUint16(m[2:], checksum.Of(pseudo6(src, h.src)+protoICMP6+uint64(len(m)), m))
 	return b
 }

@@ -3,6 +3,7 @@ package map646
 import (
 	"net/netip"
 
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
@@ -56,7 +57,7 @@ func (c *call) sixToSix(h *header6) Result {
 		if !ok {
 			return c.fail(failure{r, unmapped66(r, 8, codeSourcePolicy)})
 		}
-		was, is = sum(was, h.src[:]), sum(is, b[8:24])
+		was, is = checksum.Sum(was, h.src[:]), checksum.Sum(is, b[8:24])
 		c.out = src.outside
 	}
 	if dst != nil {
@@ -65,19 +66,19 @@ func (c *call) sixToSix(h *header6) Result {
 			return c.fail(failure{r, unmapped66(r, 24, codeAddress)})
 		}
 		if !h.routing { // else the checksum has the last segment in it (RFC 8200 section 8.1)
-			was, is = sum(was, h.dst[:]), sum(is, b[24:40])
+			was, is = checksum.Sum(was, h.dst[:]), checksum.Sum(is, b[24:40])
 		}
 		c.in = dst.outside
 	}
 	if innerSrc != nil || innerDst != nil {
 		q := b[len(b)-len(inner):]
-		was = sum(was, inner)
+		was = checksum.Sum(was, inner)
 		if !c.inner66(q, inner, innerSrc, innerDst) {
 			return c.fail(silently(DropICMPInner))
 		}
-		is = sum(is, q)
+		is = checksum.Sum(is, q)
 	}
-	if h.offset == 0 && fold(was) != fold(is) {
+	if h.offset == 0 && checksum.Fold(was) != checksum.Fold(is) {
 		proto, at, ok := h.transport(b)
 		if !ok || !fixTransport(proto, b[at:], was, is) {
 			return c.fail(silently(DropTransport))
@@ -110,11 +111,11 @@ func (c *call) inner66(q, inner []byte, src, dst *entry) bool {
 	if !ok || h.offset > 0 {
 		return true
 	}
-	was, is := sum(0, inner[8:24]), sum(0, q[8:24])
+	was, is := checksum.Sum(0, inner[8:24]), checksum.Sum(0, q[8:24])
 	if !h.routing {
-		was, is = sum(was, inner[24:40]), sum(is, q[24:40])
+		was, is = checksum.Sum(was, inner[24:40]), checksum.Sum(is, q[24:40])
 	}
-	if proto, at, ok := h.transport(q); ok && fold(was) != fold(is) {
+	if proto, at, ok := h.transport(q); ok && checksum.Fold(was) != checksum.Fold(is) {
 		fixTransport(proto, q[at:], was, is)
 	}
 	return true

@@ -77,7 +77,7 @@ func TestSizeNoDF(t *testing.T) {
 						t.Fatalf("%d bytes, lowest %d, MTU %d: %d bytes", n, lowest, mtu, len(b))
 					}
 				}
-				if right, known := checksum(reassembled(t, r.Packets)); !right || !known {
+				if right, known := checksumOf(reassembled(t, r.Packets)); !right || !known {
 					t.Fatalf("%d bytes: checksum", n)
 				}
 			}
@@ -134,7 +134,7 @@ func TestSize6(t *testing.T) {
 					t.Fatalf("%d bytes with MTU %d became %d bytes, DF %v", n, mtu, len(b), df)
 				}
 			}
-			if right, known := checksum(reassembled(t, r.Packets)); !right || !known {
+			if right, known := checksumOf(reassembled(t, r.Packets)); !right || !known {
 				t.Fatalf("%d bytes with MTU %d: checksum", n, mtu)
 			}
 		}

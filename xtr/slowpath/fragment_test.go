@@ -10,6 +10,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
@@ -173,6 +174,6 @@ func incomplete(t testing.TB, b []byte) []byte {
 	if p.proto == protoTCP {
 		at = p.upper + 16
 	}
-	binary.BigEndian.PutUint16(b[at:], ^finish(pseudoHeader(p.src, p.dst, p.proto, len(b)-p.upper)))
+	binary.BigEndian.PutUint16(b[at:], checksum.Fold(checksum.Pseudo(p.src, p.dst, p.proto, len(b)-p.upper)))
 	return b
 }

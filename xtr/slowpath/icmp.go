@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tabi-lisp/tabi/lisp"
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
@@ -134,7 +135,7 @@ func (s *SlowPath) sendError(f *frame, quote []byte, p packet, from netip.Addr, 
 		m[0], m[1], m[2], m[3] = e.type6, 0, 0, 0
 		binary.BigEndian.PutUint32(m[4:], uint32(e.mtu))
 		copy(m[icmpHeaderLen:], quote)
-		binary.BigEndian.PutUint16(m[2:], finish(checksum(pseudoHeader(from, p.src, protoICMP6, len(m)), m)))
+		binary.BigEndian.PutUint16(m[2:], checksum.Of(checksum.Pseudo(from, p.src, protoICMP6, len(m)), m))
 	} else {
 		quote = quote[:min(len(quote), icmp4MaxLen-20-icmpHeaderLen)]
 		g = newPacketFrame(f.q, d, false, 20+icmpHeaderLen+len(quote))
@@ -145,7 +146,7 @@ func (s *SlowPath) sendError(f *frame, quote []byte, p packet, from netip.Addr, 
 		m[0], m[1], m[2], m[3] = e.type4, e.code4, 0, 0
 		binary.BigEndian.PutUint32(m[4:], uint32(e.mtu)) // RFC 1191 section 4: the low-order 16 bits
 		copy(m[icmpHeaderLen:], quote)
-		binary.BigEndian.PutUint16(m[2:], finish(checksum(0, m)))
+		binary.BigEndian.PutUint16(m[2:], checksum.Of(0, m))
 	}
 	s.sendOwn(f, g, e.sent)
 }
@@ -218,7 +219,7 @@ func header4(b []byte, proto, tos, ttl byte, ident uint16, src, dst netip.Addr) 
 // sumHeader4 sets the checksum of an IPv4 header.
 func sumHeader4(h []byte) {
 	h[10], h[11] = 0, 0
-	binary.BigEndian.PutUint16(h[10:], finish(checksum(0, h)))
+	binary.BigEndian.PutUint16(h[10:], checksum.Of(0, h))
 }
 
 // header6 writes the IPv6 header of a packet that fills b.

@@ -3,6 +3,7 @@ package slowpath
 import (
 	"encoding/binary"
 
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
@@ -140,7 +141,7 @@ func finishSegment(o []byte, p packet, i, off int, last bool) {
 		binary.BigEndian.PutUint16(u[4:], uint16(len(u)))
 	}
 	u[at], u[at+1] = 0, 0
-	sum := finish(checksum(pseudoHeader(p.src, p.dst, p.proto, len(u)), u))
+	sum := checksum.Of(checksum.Pseudo(p.src, p.dst, p.proto, len(u)), u)
 	if sum == 0 && p.proto == protoUDP {
 		sum = 0xffff // RFC 768: an all-zero checksum means none
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"github.com/tabi-lisp/tabi/xtr/checksum"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
@@ -73,7 +74,7 @@ func zeroSum(t testing.TB) []byte {
 	first := bytes.Clone(b[p.upper : p.upper+10])
 	binary.BigEndian.PutUint16(first[4:], 10)
 	first[6], first[7] = 0, 0
-	need := finish(checksum(pseudoHeader(p.src, p.dst, protoUDP, 10), first))
+	need := checksum.Of(checksum.Pseudo(p.src, p.dst, protoUDP, 10), first)
 	binary.BigEndian.PutUint16(b[p.upper+8:], need)
 	return b
 }

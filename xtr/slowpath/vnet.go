@@ -1,6 +1,10 @@
 package slowpath
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/tabi-lisp/tabi/xtr/checksum"
+)
 
 // The virtio-net header before each frame of lisp0 (linux/virtio_net.h), in the machine's byte order,
 // which is the kernel's default for a TAP.
@@ -46,7 +50,7 @@ func complete(f *frame) bool {
 	if start < etherLen || start >= len(b) || field < start || field+2 > len(b) {
 		return false
 	}
-	sum := finish(checksum(0, b[start:]))
+	sum := checksum.Of(0, b[start:])
 	if sum == 0 {
 		sum = 0xffff // RFC 768: an all-zero checksum means none
 	}
