@@ -61,6 +61,7 @@ func (x *XTR) notified(m *lisp.MapNotify, from netip.AddrPort, key lisp.Key, ser
 		records[0].XTRID, records[0].SiteID = m.XTRID, m.SiteID // of the holder
 	}
 	if _, ok := x.reg.answers(m.Nonce); ok {
+		x.res.known(server, now)
 		for _, rec := range records {
 			x.outcome(x.reg.answered(m.Nonce, rec, now), now)
 		}

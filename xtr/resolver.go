@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tabi-lisp/tabi/lisp"
@@ -23,10 +24,11 @@ type resolver struct {
 	resolverConfig
 	cache   mapcache.Table[*cacheEntry]
 	queries map[lisp.EID]*query
-	asks    map[uint64]*ask // requests that may be answered, by nonce
-	scan    time.Time       // when the map-cache is looked through for what is due; zero: it is empty
-	swept   time.Time       // when old asks were forgotten last
-	full    uint64          // entries that were evicted because the map-cache was full
+	asks    map[uint64]*ask          // requests that may be answered, by nonce
+	scan    time.Time                // when the map-cache is looked through for what is due; zero: it is empty
+	swept   time.Time                // when old asks were forgotten last
+	full    uint64                   // entries that were evicted because the map-cache was full
+	knows   map[netip.Addr]time.Time // since when a Map-Server has known us, by a registration that it confirmed
 	out     resolverOut
 }
 
@@ -125,7 +127,7 @@ type eidMapping struct {
 }
 
 func newResolver(cfg resolverConfig) *resolver {
-	return &resolver{resolverConfig: cfg, queries: map[lisp.EID]*query{}, asks: map[uint64]*ask{}}
+	return &resolver{resolverConfig: cfg, queries: map[lisp.EID]*query{}, asks: map[uint64]*ask{}, knows: map[netip.Addr]time.Time{}}
 }
 
 // take returns what is to be done, and forgets it.
@@ -176,6 +178,7 @@ const (
 	whyOwn       = "own"
 	whyPrepared  = "prepared"
 	whyDead      = "all RLOCs dead"
+	whyKnown     = "known to a Map-Server"
 )
 
 // next is when tick has something to do; zero: never.
@@ -331,8 +334,34 @@ func (r *resolver) reply(nonce uint64, records []lisp.Mapping, now time.Time) bo
 		a.q.next = now
 		return true
 	}
-	r.answer(a, records, fmt.Sprintf("map-reply %v", a.to), now)
+	if a.subscribe && a.at.Before(r.knows[a.to]) && slices.ContainsFunc(records, lisp.Mapping.Negative) {
+		a.q.next = now // it did not know us yet, and does by now: see known
+		return true
+	}
+	r.answer(a, records, viaReply+a.to.String(), now)
 	return true
+}
+
+// viaReply begins what cacheEntry.Via says of a Map-Reply: nobody tells us when that changes.
+const viaReply = "map-reply "
+
+// known notes that a Map-Server has confirmed a registration of ours. Whom it does not know it lets subscribe to nothing
+// (RFC 9437 section 5): what it said of the own cloud before, nobody would correct. That there is no mapping may have
+// been so for a moment only, and for a whole prefix.
+func (r *resolver) known(server netip.Addr, now time.Time) {
+	if _, ok := r.knows[server]; ok {
+		return
+	}
+	r.knows[server] = now
+	for e, c := range r.cache.All() {
+		switch {
+		case !strings.HasPrefix(c.Via, viaReply) || !r.own(e):
+		case c.Mapping.Negative():
+			r.remove(e)
+		default:
+			r.want(e, netip.Addr{}, whyKnown, false, now)
+		}
+	}
 }
 
 // subscribed takes the records of a Map-Notify from a Map-Server that answers a request to subscribe. It

@@ -458,3 +458,51 @@ func TestMapCacheIsBounded(t *testing.T) {
 		t.Errorf("%d questions", n)
 	}
 }
+
+// TestUnknownToTheMapServer: what a Map-Server said of the cloud before it knew us, without letting us subscribe, is not
+// believed any longer than that: what is registered a moment later would be cut off for as long as the answer lives.
+func TestUnknownToTheMapServer(t *testing.T) {
+	r, now := testResolver(), epoch
+	r.servers = []netip.Addr{ms1}
+	nothing := []lisp.Mapping{negative("198.51.100.0/24", 1)}
+	ask := func(at time.Time) uint64 {
+		t.Helper()
+		r.want(peerEID, vmAddr, whyMiss, false, at)
+		s, o := asked(r, at)
+		if want := "100.64.7.2 198.51.100.20/32+;"; s != want {
+			t.Fatalf("asked %q, want %q", s, want)
+		}
+		return o.sends[0].msg.Nonce
+	}
+	r.reply(ask(now), nothing, now)
+	if r.cache.Len() != 1 {
+		t.Fatal("the answer is not taken")
+	}
+	nonce := ask(now.Add(time.Second)) // on its way while the registration is confirmed
+	r.take()
+	r.known(ms1, now.Add(2*time.Second))
+	if o := r.take(); r.cache.Len() != 0 || len(o.changed) != 1 {
+		t.Fatalf("%d entries are left, changed %v", r.cache.Len(), o.changed)
+	}
+	r.reply(nonce, nothing, now.Add(2*time.Second))
+	if r.cache.Len() != 0 {
+		t.Fatal("an answer from before is believed")
+	}
+	s, o := asked(r, now.Add(2*time.Second))
+	if want := "100.64.7.2 198.51.100.20/32+;"; s != want {
+		t.Fatalf("then asked %q, want %q", s, want)
+	}
+	r.subscribed(o.sends[0].msg.Nonce, []lisp.Mapping{positive(peerEID, 1, "100.64.2.2")}, now.Add(2*time.Second))
+	if c, ok := r.cache.Get(peerEID); !ok || c.Mapping.Negative() {
+		t.Fatal("the mapping is not taken")
+	}
+
+	// Once it knows us, a plain answer is one: not every Map-Server knows of subscriptions.
+	r.known(ms1, now.Add(time.Minute))
+	r.remove(peerEID)
+	r.reply(ask(now.Add(time.Minute)), nothing, now.Add(time.Minute))
+	r.known(ms1, now.Add(2*time.Minute))
+	if r.cache.Len() != 1 {
+		t.Error("a Map-Server that lets nobody subscribe is not believed")
+	}
+}
