@@ -117,21 +117,37 @@ func serviceDone(cmd *cobra.Command, api *controllerClient, raw json.RawMessage,
 	return w.check(cmd, s.Confirmed(), len(s.MapServers), name)
 }
 
-// serviceTarget is the request of a VM, an EID or both.
-func serviceTarget(args []string, eid string) (controller.ServiceRequest, error) {
-	req := controller.ServiceRequest{Inside: eid}
+// serviceTarget is what a service address is given to: a VM, an EID, or both; and how long that is waited for.
+type serviceTarget struct {
+	eid  string
+	wait waitFlag
+}
+
+func (t *serviceTarget) flags(c *cobra.Command, api *controllerClient) {
+	c.Flags().StringVar(&t.eid, "eid", "", "the EID that it is translated to (default: the VM's IPv6 EID, if it has one only)")
+	t.wait.add(c)
+	must(c.RegisterFlagCompletionFunc("eid", completeServiceEID(api)))
+}
+
+// of is the service address and the request of ADDRESS [VM].
+func (t *serviceTarget) of(args []string) (netip.Prefix, controller.ServiceRequest, error) {
+	req := controller.ServiceRequest{Inside: t.eid}
+	p, err := serviceAddress(args[0])
+	if err != nil {
+		return p, req, err
+	}
 	if len(args) > 1 {
 		req.VM = args[1]
 	}
-	if req.VM == "" && eid == "" {
-		return req, fmt.Errorf("service address %s: for which VM, or --eid?", args[0])
+	if req.VM == "" && t.eid == "" {
+		return p, req, fmt.Errorf("service address %s: for which VM, or --eid?", args[0])
 	}
-	if eid != "" {
-		if _, err := controller.ParseServiceAddress(eid); err != nil {
-			return req, fmt.Errorf("--eid: %w", err)
+	if t.eid != "" {
+		if _, err := controller.ParseServiceAddress(t.eid); err != nil {
+			return p, req, fmt.Errorf("--eid: %w", err)
 		}
 	}
-	return req, nil
+	return p, req, nil
 }
 
 func serviceAddress(s string) (netip.Prefix, error) {
@@ -143,8 +159,7 @@ func serviceAddress(s string) (netip.Prefix, error) {
 }
 
 func newServiceAddCommand(api *controllerClient) *cobra.Command {
-	var eid string
-	var wait waitFlag
+	var to serviceTarget
 	c := &cobra.Command{
 		Use: "add ADDRESS VM", Short: "Give a VM a service address", Args: cobra.RangeArgs(1, 2),
 		Long: `Give a VM a service address, or a prefix of them. If the VM has several IPv6 EIDs, --eid says which is meant; --eid alone
@@ -154,16 +169,12 @@ will do, too. A prefix needs an EID prefix with as many host bits: it may be par
   tabi service add 203.0.113.0/28 --eid 2001:db8:e1d:1::40/124`,
 		ValidArgsFunction: completeServiceArgs(api, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := serviceAddress(args[0])
-			if err != nil {
-				return err
-			}
-			req, err := serviceTarget(args, eid)
+			p, req, err := to.of(args)
 			if err != nil {
 				return err
 			}
 			var raw json.RawMessage
-			created, err := api.do(cmd.Context(), "PUT", servicePath(p)+"?wait="+wait.d.String(), req, &raw)
+			created, err := api.do(cmd.Context(), "PUT", servicePath(p)+"?wait="+to.wait.d.String(), req, &raw)
 			if err != nil {
 				return err
 			}
@@ -171,18 +182,15 @@ will do, too. A prefix needs an EID prefix with as many host bits: it may be par
 			if created {
 				what = "added"
 			}
-			return serviceDone(cmd, api, raw, what, &wait)
+			return serviceDone(cmd, api, raw, what, &to.wait)
 		},
 	}
-	c.Flags().StringVar(&eid, "eid", "", "the EID that it is translated to (default: the VM's IPv6 EID, if it has one only)")
-	wait.add(c)
-	must(c.RegisterFlagCompletionFunc("eid", completeServiceEID(api)))
+	to.flags(c, api)
 	return c
 }
 
 func newServiceMoveCommand(api *controllerClient) *cobra.Command {
-	var eid string
-	var wait waitFlag
+	var to serviceTarget
 	c := &cobra.Command{
 		Use: "move ADDRESS VM", Short: "Give a service address to another VM", Args: cobra.RangeArgs(1, 2),
 		Long: `Give a service address to another VM, or with --eid to another EID. Connections that clients have with the old VM end:
@@ -191,24 +199,18 @@ it is not moved along. (A VM that is migrated keeps its service addresses; there
   tabi service move 198.51.100.10 web --eid 2001:db8:e1d:1::11`,
 		ValidArgsFunction: completeServiceArgs(api, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := serviceAddress(args[0])
-			if err != nil {
-				return err
-			}
-			req, err := serviceTarget(args, eid)
+			p, req, err := to.of(args)
 			if err != nil {
 				return err
 			}
 			var raw json.RawMessage
-			if _, err := api.do(cmd.Context(), "POST", servicePath(p)+"/move?wait="+wait.d.String(), req, &raw); err != nil {
+			if _, err := api.do(cmd.Context(), "POST", servicePath(p)+"/move?wait="+to.wait.d.String(), req, &raw); err != nil {
 				return err
 			}
-			return serviceDone(cmd, api, raw, "moved", &wait)
+			return serviceDone(cmd, api, raw, "moved", &to.wait)
 		},
 	}
-	c.Flags().StringVar(&eid, "eid", "", "the EID that it is translated to (default: the VM's IPv6 EID, if it has one only)")
-	wait.add(c)
-	must(c.RegisterFlagCompletionFunc("eid", completeServiceEID(api)))
+	to.flags(c, api)
 	return c
 }
 

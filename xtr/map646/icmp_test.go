@@ -74,43 +74,29 @@ const (
 
 // Every type and code of ICMPv4.
 func TestICMPTypes46(t *testing.T) {
-	tr := newTranslator(t, cloudConfig(), cloudServices()...)
 	inner := udpPacket(tService, tClient, 20)
-	s := new(Scratch)
-	for typ := range 256 {
-		for code := range 256 {
-			want := want46(byte(typ), byte(code))
-			in := vectors.IP4{Src: tClient, Dst: tService, Proto: 1, Data: vectors.ICMPMessage(byte(typ), byte(code), 0, inner)}.Bytes()
-			r := tr.Translate(in, Options{Scratch: s})
-			if r.Reply != nil {
-				t.Fatalf("type %d code %d: somebody is told", typ, code)
-			}
-			if !want.ok {
-				if r.Reason != DropICMPType {
-					t.Fatalf("type %d code %d: %v", typ, code, r.Reason)
-				}
-				continue
-			}
-			if r.Reason != Translated46 || r.Packets[0][40] != want.typ || r.Packets[0][41] != want.code {
-				t.Fatalf("type %d code %d: %v, want %v", typ, code, r.Reason, want)
-			}
-			if right, known := checksumOf(r.Packets[0]); !right || !known {
-				t.Fatalf("type %d code %d: checksum", typ, code)
-			}
-		}
-	}
+	everyICMP(t, Translated46, 40, want46, func(typ, code byte) []byte {
+		return vectors.IP4{Src: tClient, Dst: tService, Proto: 1, Data: vectors.ICMPMessage(typ, code, 0, inner)}.Bytes()
+	})
 }
 
 // Every type and code of ICMPv6.
 func TestICMPTypes64(t *testing.T) {
-	tr := newTranslator(t, cloudConfig(), cloudServices()...)
 	inner := udpPacket(tClient6, tVM, 20)
+	everyICMP(t, Translated64, 20, want64, func(typ, code byte) []byte {
+		return vectors.IP6{Src: tVM, Dst: tClient6, Next: 58, Data: vectors.ICMP6Message(tVM, tClient6, typ, code, 0, inner)}.Bytes()
+	})
+}
+
+// everyICMP translates the packet that each type and code makes; what comes of it has its ICMP header at that offset.
+func everyICMP(t *testing.T, as Reason, at int, want func(typ, code byte) icmpWant, packet func(typ, code byte) []byte) {
+	t.Helper()
+	tr := newTranslator(t, cloudConfig(), cloudServices()...)
 	s := new(Scratch)
 	for typ := range 256 {
 		for code := range 256 {
-			want := want64(byte(typ), byte(code))
-			in := vectors.IP6{Src: tVM, Dst: tClient6, Next: 58, Data: vectors.ICMP6Message(tVM, tClient6, byte(typ), byte(code), 0, inner)}.Bytes()
-			r := tr.Translate(in, Options{Scratch: s})
+			want := want(byte(typ), byte(code))
+			r := tr.Translate(packet(byte(typ), byte(code)), Options{Scratch: s})
 			if r.Reply != nil {
 				t.Fatalf("type %d code %d: somebody is told", typ, code)
 			}
@@ -120,7 +106,7 @@ func TestICMPTypes64(t *testing.T) {
 				}
 				continue
 			}
-			if r.Reason != Translated64 || r.Packets[0][20] != want.typ || r.Packets[0][21] != want.code {
+			if r.Reason != as || r.Packets[0][at] != want.typ || r.Packets[0][at+1] != want.code {
 				t.Fatalf("type %d code %d: %v, want %v", typ, code, r.Reason, want)
 			}
 			if right, known := checksumOf(r.Packets[0]); !right || !known {
