@@ -13,8 +13,8 @@ import (
 
 // Two VMs that talk to each other take each other's place at the same moment, there and back.
 //
-// In 3 of some 70 runs on a machine that had more to do than it could, one ping of 700 had no answer, once before
-// anything moved; why is not known. So one packet of a run makes it run once more, and then none may be missing.
+// In 3 of some 70 runs on a machine that had more to do than it could, a single packet was missing, twice a ping and
+// once before anything moved; why is not known. So one packet of a run makes it run once more, and then none may be.
 func TestVMsSwapPlaces(t *testing.T) {
 	single := false
 	t.Run("once", func(t *testing.T) { single = swapPlaces(t, true) })
