@@ -145,6 +145,32 @@ func TestGivenBefore(t *testing.T) {
 	}
 }
 
+// TestGivenBeforeAnyoneReads: what the host has said to an interface before it was a port, and what it says afterwards,
+// lies there until the VM runs, and counts.
+func TestGivenBeforeAnyoneReads(t *testing.T) {
+	l := newLab(t)
+	fresh := l.tap("tap1", gatewayMAC.String(), tapOffload)
+	s := l.packet("tap1")
+	say := func() { s.send(udp(gatewayMAC, vmMAC, header{src: farEID.v4, dst: vmEID.v4}, 1, 2, nil)) }
+	for range 3 {
+		say()
+	}
+	var port uint16
+	l.do(func() {
+		var err error
+		port, err = l.d.AttachVM(l.index("tap1"), Port{})
+		l.must(err)
+	})
+	say()
+	given, err := l.d.PortCounters(port)
+	l.must(err)
+	for fresh.recv(50*time.Millisecond) != nil {
+	}
+	if n := l.readOf("tap1"); n < 4 || given.Given != n {
+		t.Fatalf("%d given, %d read", given.Given, n)
+	}
+}
+
 // tapGuest shuttles frames between a TAP and a guest's TAP, as a VMM does.
 func tapGuest(t *testing.T, a, b *conn) (stop func()) {
 	quit := make(chan struct{})

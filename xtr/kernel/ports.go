@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"time"
 
@@ -23,10 +24,11 @@ type portTable struct {
 }
 
 type portState struct {
-	entry  portEntry
-	copies int
-	facts  linkFacts // not written yet; zero: nothing has changed
-	linger bool      // copies are still made, though no route asks for them: see copyLinger
+	entry   portEntry
+	copies  int
+	facts   linkFacts // not written yet; zero: nothing has changed
+	watched bool      // its count is compared with its interface's as long as it is a port
+	linger  bool      // copies are still made, though no route asks for them: see copyLinger
 }
 
 // hostRoute is a change to the host's own routes, for a port that its stack forwards to.
@@ -121,12 +123,19 @@ func (t *portTable) attach(ifindex int, o Port) (uint16, error) {
 	}
 	if !known {
 		sent, err := t.d.sent(ifindex)
+		if err == nil && sent == 0 {
+			sent, err = t.d.waiting(link)
+		}
 		if err == nil {
 			err = t.rebase(n, sent)
 		}
 		if err != nil {
 			return 0, errors.Join(err, t.detach(ifindex))
 		}
+	}
+	if !s.watched {
+		s.watched = true
+		t.d.done.Go(func() { t.d.compare(n, s, ifindex, watchEvery, math.MaxInt) })
 	}
 	return n, nil
 }
@@ -151,6 +160,22 @@ func (d *DataPlane) sent(ifindex int) (n uint64, err error) {
 	return link.Attrs().Statistics.TxPackets + link.Attrs().Statistics.TxDropped, nil
 }
 
+// waiting is how many packets an interface was given that nobody has read from yet: the host itself speaks to it as soon as
+// it is up, before it is a port, and the VM gets that first when it runs. The queueing discipline has counted them; 0 if
+// there is none that counts.
+func (d *DataPlane) waiting(link netlink.Link) (uint64, error) {
+	qdiscs, err := d.nl.QdiscList(link)
+	if err != nil {
+		return 0, err
+	}
+	for _, q := range qdiscs {
+		if a := q.Attrs(); a.Parent == netlink.HANDLE_ROOT && a.Statistics != nil && a.Statistics.Basic != nil {
+			return uint64(a.Statistics.Basic.Packets), nil
+		}
+	}
+	return 0, nil
+}
+
 // rebase makes the port's count comparable with the interface's own, which may have begun before. sent is the latter;
 // it was read before, and the interface counts what has been read of what it was given, so it can only be behind.
 func (t *portTable) rebase(n uint16, sent uint64) error {
@@ -166,10 +191,11 @@ func (t *portTable) rebase(n uint16, sent uint64) error {
 	return nil
 }
 
-// How often a port's count is compared with its interface's after a VM was prepared to leave.
+// How often a port's count is compared with its interface's: after its VM was prepared to leave, and at other times.
 const (
 	comparisons  = 40
 	compareEvery = 5 * time.Millisecond
+	watchEvery   = 3 * time.Second
 )
 
 // aboutToCopy is called before a route begins to copy what goes to a port.
@@ -187,17 +213,17 @@ func (t *portTable) aboutToCopy(n uint16) {
 		t.d.log.Warn("packets given to a port not compared with its interface", "port", n, "error", err)
 		return
 	}
-	t.d.done.Go(func() { t.d.compare(n, s, ifindex) })
+	t.d.done.Go(func() { t.d.compare(n, s, ifindex, compareEvery, comparisons) })
 }
 
 // compare looks many times: what an interface was given before it was ours shows only at a moment at
 // which no more packets wait for the VM to read them.
-func (d *DataPlane) compare(n uint16, s *portState, ifindex int) {
-	for range comparisons {
+func (d *DataPlane) compare(n uint16, s *portState, ifindex int, every time.Duration, times int) {
+	for range times {
 		select {
 		case <-d.quit:
 			return
-		case <-time.After(compareEvery):
+		case <-time.After(every):
 		}
 		sent, err := d.sent(ifindex)
 		if err != nil {
