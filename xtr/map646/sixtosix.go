@@ -12,12 +12,11 @@ import (
 // section 4.3); and in an ICMP error those of the packet inside, which went the other way.
 func (c *call) sixToSix(h *header6) Result {
 	t := &c.t.tables
-	to := netip.AddrFrom16(h.dst)
-	if to.IsMulticast() || to.IsLinkLocalUnicast() || to.Is4In6() {
+	if illegal6(h.dst) {
 		return Result{}
 	}
 	dst := t.find6(outside6, h.dst)
-	leaves := dst != nil || !c.t.cfg.own(to)
+	leaves := dst != nil || !c.t.cfg.own(netip.AddrFrom16(h.dst))
 	if !leaves {
 		return Result{}
 	}

@@ -144,7 +144,7 @@ func (c *call) emit4(whole []byte, limit int) bool {
 // illegal4 reports whether no host can have an IPv4 address (RFC 1812 section 5.3.7).
 func illegal4(a addr4) bool { return a[0] == 0 || a[0] == 127 || a[0] >= 224 }
 
-// illegal6 reports whether no packet that is routed can come from an IPv6 address: unspecified, loopback, IPv4-mapped,
+// illegal6 reports whether no packet that is routed can come from, or go to, an IPv6 address: unspecified, loopback, IPv4-mapped,
 // multicast, link-local.
 func illegal6(a addr6) bool {
 	n := netip.AddrFrom16(a)
