@@ -12,19 +12,7 @@ import (
 )
 
 // Two VMs that talk to each other take each other's place at the same moment, there and back.
-//
-// In 3 of some 70 runs on a machine that had more to do than it could, a single packet was missing, twice a ping and
-// once before anything moved; why is not known. So one packet of a run makes it run once more, and then none may be.
 func TestVMsSwapPlaces(t *testing.T) {
-	single := false
-	t.Run("once", func(t *testing.T) { single = swapPlaces(t, true) })
-	if single {
-		t.Run("once more", func(t *testing.T) { swapPlaces(t, false) })
-	}
-}
-
-// swapPlaces reports whether one single packet was lost, where that is allowed.
-func swapPlaces(t *testing.T, allowed bool) (single bool) {
 	c := startCloud(t, Options{})
 	var moves []*MoveReport
 	for range 2 {
@@ -60,17 +48,8 @@ func swapPlaces(t *testing.T, allowed bool) (single bool) {
 		must(t, c.waitAnchors(within(t, 10*time.Second), hostWeb, hostPeer))
 		time.Sleep(300 * time.Millisecond)
 	}
-	reports := finish(t, c, moves...)
+	wantNoLoss(t, finish(t, c, moves...))
 	wantNoProblems(t, moves...)
-	var lost uint64
-	for _, r := range reports {
-		lost += r.Lost
-	}
-	if allowed && lost == 1 {
-		return true
-	}
-	wantNoLoss(t, reports)
-	return false
 }
 
 // A migration is cancelled before its VM stops, and another when its VM runs at the target already, which is too late.

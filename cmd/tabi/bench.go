@@ -18,7 +18,8 @@ func newBenchCommand() *cobra.Command {
 		Short: "Measure the data plane, translation, the way of a mapping, and moves beside those of others, on this machine",
 		Long:  "Measure on this machine, in network namespaces of its own. Needs root. What counts are the ratios within one run.",
 	}
-	c.AddCommand(newBenchDataplaneCommand(), newBenchPushCommand(), newBenchHandoverCommand(), newBenchMap646Command())
+	c.AddCommand(newBenchDataplaneCommand(), newBenchPushCommand(), newBenchHandoverCommand(), newBenchMap646Command(),
+		newReadStatisticsCommand())
 	return c
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"time"
@@ -46,6 +47,11 @@ It needs root, and tayga (Debian package) unless --tayga is 0.`,
 			if _, err := exec.LookPath("tayga"); len(o.Tayga) > 0 && err != nil {
 				return fmt.Errorf(`bench: %w (apt-get install tayga, or leave it out: --tayga 0)`, err)
 			}
+			exe, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			o.Reader = []string{exe, "bench", readStatistics}
 			o.Progress, o.Log = progress(cmd), quietLog(cmd)
 			r, err := bench.RunMap646(cmd.Context(), o)
 			if err != nil {
@@ -64,4 +70,22 @@ It needs root, and tayga (Debian package) unless --tayga is 0.`,
 	c.Flags().IntSliceVar(&o.Originals, "map646-mappings", []int{1, 30, 10_000}, "static mappings of the original map646")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+const readStatistics = "read-statistics"
+
+// newReadStatisticsCommand is the process that `tabi bench map646` starts to read its translator's statistics.
+func newReadStatisticsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    readStatistics + " DIR SERVICES READS",
+		Short:  "Read the statistics of tabi bench map646 in a process of its own",
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := bench.ParseReader646(args)
+			if err != nil {
+				return err
+			}
+			return r.Run(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), quietLog(cmd))
+		},
+	}
 }

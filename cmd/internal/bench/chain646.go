@@ -2,22 +2,18 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/lisp"
 	"github.com/tabi-lisp/tabi/testnet"
@@ -61,6 +57,7 @@ type chain646 struct {
 	client, front, back, srv *testnet.Namespace
 	planes                   []*kernel.DataPlane
 	daemon                   *exec.Cmd
+	pins                     string // of the front's data plane
 }
 
 // What the chains are made of. The underlay carries encapsulated packets of full size.
@@ -110,7 +107,8 @@ func (c *chain646) build(ctx context.Context, dir, tool string, log *slog.Logger
 		return err
 	}
 	if c.way.kind == wayTabi || c.way.kind == wayLISP6 || c.way.kind == wayStill {
-		return errors.Join(c.tabiFront(ctx, filepath.Join(dir, "front"), log), c.tabiBack(ctx, filepath.Join(dir, "back"), log))
+		c.pins = filepath.Join(dir, "front")
+		return errors.Join(c.tabiFront(ctx, c.pins, log), c.tabiBack(ctx, filepath.Join(dir, "back"), log))
 	}
 	err = errors.Join(
 		c.front.AddRoute(c646Server4.Masked(), c646Back4.Addr(), "eth0"), c.front.AddRoute(c646Server6.Masked(), c646Back6.Addr(), "eth0"),
@@ -172,12 +170,17 @@ func locators(a netip.Addr) []lisp.Locator {
 	return []lisp.Locator{{RLOC: a, Priority: 1, Weight: 100, Reachable: true}}
 }
 
+// front646 is the data plane of the front.
+func front646(dir string, mappings int) kernel.Config {
+	return kernel.Config{PinDir: dir, Self: []netip.Addr{c646Front4.Addr()}, AllowedRLOCs: []netip.Prefix{c646Back4.Masked()}, Anchor: true,
+		MTU: 1500, Pool: c646Pool, Capacity: 1<<16 + mappings,
+		Own: []lisp.EID{lisp.MakeEID(0, c646Insides), lisp.MakeEID(0, c646Services), lisp.MakeEID(0, c646Pool)}}
+}
+
 // tabiFront makes a D-ETR of the front.
 func (c *chain646) tabiFront(ctx context.Context, dir string, log *slog.Logger) error {
 	return c.front.Do(func() error {
-		dp, err := kernel.Open(kernel.Config{PinDir: dir, Self: []netip.Addr{c646Front4.Addr()},
-			AllowedRLOCs: []netip.Prefix{c646Back4.Masked()}, Anchor: true, MTU: 1500, Pool: c646Pool, Capacity: 1<<16 + c.way.mappings,
-			Own: []lisp.EID{lisp.MakeEID(0, c646Insides), lisp.MakeEID(0, c646Services), lisp.MakeEID(0, c646Pool)}}, log)
+		dp, err := kernel.Open(front646(dir, c.way.mappings), log)
 		if err != nil {
 			return err
 		}
@@ -322,44 +325,6 @@ func (c *chain646) original(ctx context.Context, dir, tool string) error {
 		}
 	}
 	return err
-}
-
-// readStatistics reads what every service has translated, as often as the way says, and writes what is new as JSON, until
-// the function that it returns is called.
-func (c *chain646) readStatistics() (stop func() error) {
-	if c.way.reads == 0 {
-		return func() error { return nil }
-	}
-	done, ended := make(chan struct{}), make(chan error, 1)
-	go func() {
-		// As the daemon does: on a thread that runs when nobody else wants to. It ends with the goroutine.
-		runtime.LockOSThread()
-		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
-		tick := time.NewTicker(time.Second / time.Duration(c.way.reads))
-		defer tick.Stop()
-		var last *fib.ServiceCount
-		for {
-			select {
-			case <-done:
-				ended <- nil
-				return
-			case <-tick.C:
-			}
-			all, err := c.planes[0].ServiceCounters()
-			if err == nil && &all[0] != last {
-				last = &all[0]
-				err = json.NewEncoder(io.Discard).Encode(all)
-			}
-			if err != nil {
-				ended <- fmt.Errorf("statistics: %w", err)
-				return
-			}
-		}
-	}()
-	return func() error {
-		close(done)
-		return <-ended
-	}
 }
 
 // run starts a translator in the front.

@@ -25,6 +25,7 @@ type Map646Options struct {
 	Originals []int         // its mappings
 	Read      int           // service addresses of the way that is measured with and without a reader of its statistics; 0: left out
 	Reads     int           // a second
+	Reader    []string      // the command line, less the arguments that it is given, that runs a [Reader646]
 	Progress  func(string)  // told what is being done
 	Log       *slog.Logger
 }
@@ -123,9 +124,11 @@ func RunMap646(ctx context.Context, o Map646Options) (m *Map646, err error) {
 	for round := range o.Rounds {
 		for i, c := range chains {
 			o.Progress(fmt.Sprintf("round %d of %d: %s", round+1, o.Rounds, c.way.name()))
-			stop := c.readStatistics()
-			err := c.pair().measure(ctx, o.Each, m.Ways[i].Samples)
-			if err := errors.Join(err, stop()); err != nil {
+			stop, err := c.readStatistics(o.Reader)
+			if err == nil {
+				err = errors.Join(c.pair().measure(ctx, o.Each, m.Ways[i].Samples), stop())
+			}
+			if err != nil {
 				return nil, fmt.Errorf("bench: %s: %w", c.way.name(), err)
 			}
 		}

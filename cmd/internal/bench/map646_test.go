@@ -3,8 +3,10 @@ package bench
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,23 @@ import (
 	"github.com/tabi-lisp/tabi/testnet"
 	"github.com/tabi-lisp/tabi/xtr/kernel"
 )
+
+// readerArg makes the test binary read statistics.
+const readerArg = "read-statistics"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) < 2 || os.Args[1] != readerArg {
+		os.Exit(m.Run())
+	}
+	r, err := ParseReader646(os.Args[2:])
+	if err == nil {
+		err = r.Run(context.Background(), os.Stdin, os.Stdout, slog.New(slog.DiscardHandler))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
 
 // A packet goes to the server by its service address and comes back, through the same chain that is measured, also
 // while the statistics are read.
@@ -30,7 +49,10 @@ func TestMap646Chain(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	stop := c.readStatistics()
+	stop, err := c.readStatistics([]string{os.Args[0], readerArg})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := c.check(ctx); err != nil {
 		t.Fatal(err)
 	}
