@@ -81,6 +81,8 @@ type VMStatus struct {
 	Guest   *Guest     `json:"guest,omitempty"`   // as it was seen last
 	Storage string     `json:"storage,omitempty"` // "shared", "local", "none"; "" = not known
 	Site    string     `json:"site,omitempty"`
+	// Services are the service addresses of its EIDs, addresses or prefixes.
+	Services []string `json:"services,omitempty"`
 	// Migration is the id of the migration that it is in, Move that of the move.
 	Migration string `json:"migration,omitempty"`
 	Move      string `json:"move,omitempty"`

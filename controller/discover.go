@@ -406,7 +406,7 @@ func (c *Controller) forgetVM(name string) {
 
 // vmStatus is what is shown of a VM.
 func (c *Controller) vmStatus(v VM) VMStatus {
-	out := VMStatus{VM: v, State: GuestUnknown, Site: c.inv.hvs[v.Hypervisor].Site}
+	out := VMStatus{VM: v, State: GuestUnknown, Site: c.inv.hvs[v.Hypervisor].Site, Services: serviceNames(c.svc.index.of(v.EIDs))}
 	if m := c.moving(v.Name); m != nil {
 		out.Move = m.ID
 	}

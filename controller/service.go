@@ -239,3 +239,26 @@ func (x serviceIndex) del(outside, inside netip.Prefix) {
 	delete(x.outside, outside)
 	delete(x.inside(outside), inside)
 }
+
+// of returns the outsides of the services that lead to EIDs, or to parts of them, in order.
+func (x serviceIndex) of(eids []lisp.EID) (outsides []netip.Prefix) {
+	for _, index := range []prefixIndex{x.inside4, x.inside6} {
+		for _, e := range eids {
+			switch {
+			case e.IID != 0: // there are no services in instances
+			case e.IsHost():
+				if o, ok := index[e.Prefix]; ok {
+					outsides = append(outsides, o)
+				}
+			default:
+				for inside, o := range index {
+					if e.Contains(lisp.MakeEID(0, inside)) {
+						outsides = append(outsides, o)
+					}
+				}
+			}
+		}
+	}
+	slices.SortFunc(outsides, comparePrefixes)
+	return slices.Compact(outsides)
+}

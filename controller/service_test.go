@@ -281,6 +281,11 @@ func TestServiceLife(t *testing.T) {
 		if text := c.must(t, http.StatusOK, "GET", "/v1/services?vm=web", ""); strings.Count(text, `"kind"`) != 2 {
 			t.Error(text)
 		}
+		for vm, want := range map[string][]string{"web": {"198.51.100.100", "2001:db8:5::10"}, "net": {"203.0.113.16/28"}, "db": nil} {
+			if got := decode[VMStatus](t, c.must(t, http.StatusOK, "GET", "/v1/vms/"+vm, "")).Services; !slices.Equal(got, want) {
+				t.Errorf("vm %s has services %v, want %v", vm, got, want)
+			}
+		}
 		// Moved, twice alike.
 		for range 2 {
 			c.must(t, http.StatusOK, "POST", "/v1/services/198.51.100.100/move?wait=5s", `{"vm":"web2"}`)

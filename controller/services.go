@@ -98,17 +98,12 @@ func holds(eids []lisp.EID, p netip.Prefix) bool {
 
 // servicesLost are the services of a VM's EIDs, old, that it would not have with other ones.
 func (c *Controller) servicesLost(old, other []lisp.EID) []string {
-	var lost []netip.Prefix
-	for _, insides := range []prefixIndex{c.svc.index.inside4, c.svc.index.inside6} {
-		for inside, outside := range insides {
-			if holds(old, inside) && !holds(other, inside) {
-				lost = append(lost, outside)
-			}
-		}
-	}
-	slices.SortFunc(lost, comparePrefixes)
-	var out []string
-	for _, p := range lost {
+	kept := c.svc.index.of(other)
+	return serviceNames(slices.DeleteFunc(c.svc.index.of(old), func(p netip.Prefix) bool { return slices.Contains(kept, p) }))
+}
+
+func serviceNames(ps []netip.Prefix) (out []string) {
+	for _, p := range ps {
 		out = append(out, ServiceName(p))
 	}
 	return out

@@ -83,7 +83,7 @@ func vmFields(v controller.VMStatus) []string {
 		where += " (" + v.Site + ")"
 	}
 	out := []string{"vm", v.Name, "state", stateText(v), "problem", v.Problem, "owner", v.Owner, "hypervisor", where, "since", stamp(v.Placed),
-		"eids", eidList(v.EIDs), "macs", strings.Join(v.MACs, ","), "interface", v.Interface, "version", versionText(v.Version),
+		"eids", eidList(v.EIDs), "services", strings.Join(v.Services, ","), "macs", strings.Join(v.MACs, ","), "interface", v.Interface, "version", versionText(v.Version),
 		"uuid", v.UUID, "cpus", cpus, "memory", memory, "storage", v.Storage}
 	if g := v.Guest; g != nil {
 		out = append(out, "machine", g.Machine)

@@ -10,7 +10,7 @@ import (
 )
 
 const vmJSON = `{"name":"web","hypervisor":"nezu-hv1","macs":["52:54:00:00:00:10"],"eids":["198.51.100.10/32"],"owner":"alice","uuid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8",
-"version":7,"placed":"2026-03-01T10:00:00Z","state":"running","seen":"2026-03-01T10:00:09Z","storage":"shared","site":"nezu","migration":"g1","move":"g1",
+"version":7,"placed":"2026-03-01T10:00:00Z","state":"running","seen":"2026-03-01T10:00:09Z","storage":"shared","site":"nezu","services":["192.0.2.10","203.0.113.16/28"],"migration":"g1","move":"g1",
 "guest":{"name":"web","uuid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8","state":"running","vcpus":2,"memory":1073741824,"machine":"pc-q35-7.2","persistent":true,
  "disks":[{"target":"vda","source":"/srv/vms/web.qcow2","backing":"/srv/base.qcow2","format":"qcow2","capacity":5368709120}]}}`
 
@@ -33,6 +33,7 @@ owner       alice
 hypervisor  nezu-hv1 (nezu)
 since       2026-03-01T10:00:00Z
 eids        198.51.100.10/32
+services    192.0.2.10,203.0.113.16/28
 macs        52:54:00:00:00:10
 version     7
 uuid        6ba7b810-9dad-11d1-80b4-00c04fd430c8
