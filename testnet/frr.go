@@ -13,8 +13,9 @@ import (
 )
 
 // startFRRDaemon writes a daemon's configuration, starts it on a host and waits until it answers. zebra must be first:
-// the others look for it once, and then only now and again.
-func startFRRDaemon(ctx context.Context, h *Host, daemon, config string) error {
+// the others look for it once, and then only now and again. more are further
+// options of its command line.
+func startFRRDaemon(ctx context.Context, h *Host, daemon, config string, more ...string) error {
 	dir, err := frrOwn(h)
 	if err != nil {
 		return err
@@ -25,6 +26,7 @@ func startFRRDaemon(ctx context.Context, h *Host, daemon, config string) error {
 	}
 	args := []string{filepath.Join(frrDir, daemon), "-f", conf, "-i", filepath.Join(dir, daemon+".pid"),
 		"-z", filepath.Join(dir, "zserv.api"), "--vty_socket", dir, "-P", "0"}
+	args = append(args, more...)
 	if err := h.define(Spec{Name: daemon, Args: args, Log: filepath.Join(h.dir, daemon+".log")}); err != nil {
 		return err
 	}
@@ -97,7 +99,8 @@ func (c *Cloud) startUpstreamFRR(ctx context.Context) error {
 		return fmt.Errorf("testnet: configuration of bgpd: %w", err)
 	}
 	zebra := "hostname inet\nlog file " + filepath.Join(frrRun(h), "zebra.log") + "\n"
-	if err := startFRRDaemon(ctx, h, "zebra", zebra); err != nil {
+	// Without it zebra takes an IPv6 route away before it puts the changed one in its place, and packets are lost.
+	if err := startFRRDaemon(ctx, h, "zebra", zebra, "--v6-rr-semantics"); err != nil {
 		return err
 	}
 	return startFRRDaemon(ctx, h, "bgpd", conf.String())
