@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tabi-lisp/tabi/lisp"
@@ -146,28 +147,41 @@ func TestGivenBefore(t *testing.T) {
 }
 
 // TestGivenBeforeAnyoneReads: what the host has said to an interface before it was a port, and what it says afterwards,
-// lies there until the VM runs, and counts.
+// lies there until the VM runs, and counts; also where no queueing discipline has counted it.
 func TestGivenBeforeAnyoneReads(t *testing.T) {
-	l := newLab(t)
-	fresh := l.tap("tap1", gatewayMAC.String(), tapOffload)
-	s := l.packet("tap1")
-	say := func() { s.send(udp(gatewayMAC, vmMAC, header{src: farEID.v4, dst: vmEID.v4}, 1, 2, nil)) }
-	for range 3 {
-		say()
-	}
-	var port uint16
-	l.do(func() {
-		var err error
-		port, err = l.d.AttachVM(l.index("tap1"), Port{})
-		l.must(err)
-	})
-	say()
-	given, err := l.d.PortCounters(port)
-	l.must(err)
-	for fresh.recv(50*time.Millisecond) != nil {
-	}
-	if n := l.readOf("tap1"); n < 4 || given.Given != n {
-		t.Fatalf("%d given, %d read", given.Given, n)
+	for _, plain := range []bool{false, true} {
+		t.Run(map[bool]string{false: "with a queueing discipline", true: "without"}[plain], func(t *testing.T) {
+			l := newLab(t)
+			fresh := l.tap("tap1", gatewayMAC.String(), tapOffload)
+			if plain {
+				none := &netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.index("tap1"), Parent: netlink.HANDLE_ROOT}, QdiscType: "noqueue"}
+				l.must(l.nl.QdiscReplace(none))
+			}
+			l.must(l.nl.LinkSetDown(l.link("tap1")))
+			l.sysctl("ipv6/conf/tap1/addr_gen_mode", "0") // it tells its neighbors its multicast groups
+			l.must(l.nl.LinkSetUp(l.link("tap1")))
+			s := l.packet("tap1")
+			say := func() { s.send(udp(gatewayMAC, vmMAC, header{src: farEID.v4, dst: vmEID.v4}, 1, 2, nil)) }
+			if !plain {
+				say()
+			}
+			time.Sleep(20 * time.Millisecond)
+			var port uint16
+			l.do(func() {
+				var err error
+				port, err = l.d.AttachVM(l.index("tap1"), Port{})
+				l.must(err)
+			})
+			l.sysctl("ipv6/conf/tap1/disable_ipv6", "1")
+			say()
+			for fresh.recv(50*time.Millisecond) != nil {
+			}
+			given, err := l.d.PortCounters(port)
+			l.must(err)
+			if n := l.readOf("tap1"); n < 2 || given.Given != n {
+				t.Fatalf("%d given, %d read", given.Given, n)
+			}
+		})
 	}
 }
 

@@ -3,8 +3,13 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -161,19 +166,35 @@ func (d *DataPlane) sent(ifindex int) (n uint64, err error) {
 }
 
 // waiting is how many packets an interface was given that nobody has read from yet: the host itself speaks to it as soon as
-// it is up, before it is a port, and the VM gets that first when it runs. The queueing discipline has counted them; 0 if
-// there is none that counts.
+// it is up, before it is a port, and the VM gets that first when it runs. Its queueing discipline has counted them, unless
+// it has none, as libvirt makes it; then what the host has said over IPv6 is what there is. It must be called on a thread
+// in the namespace.
 func (d *DataPlane) waiting(link netlink.Link) (uint64, error) {
 	qdiscs, err := d.nl.QdiscList(link)
 	if err != nil {
 		return 0, err
 	}
+	said, err := said6(link.Attrs().Name)
 	for _, q := range qdiscs {
 		if a := q.Attrs(); a.Parent == netlink.HANDLE_ROOT && a.Statistics != nil && a.Statistics.Basic != nil {
-			return uint64(a.Statistics.Basic.Packets), nil
+			said = max(said, uint64(a.Statistics.Basic.Packets))
 		}
 	}
-	return 0, nil
+	return said, err
+}
+
+// said6 is how many IPv6 packets the host itself has sent by an interface.
+func said6(name string) (uint64, error) {
+	b, err := os.ReadFile(filepath.Join("/proc/thread-self/net/dev_snmp6", name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // IPv6 is off
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "Ip6OutRequests" {
+			return strconv.ParseUint(f[1], 10, 64)
+		}
+	}
+	return 0, err
 }
 
 // rebase makes the port's count comparable with the interface's own, which may have begun before. sent is the latter;
