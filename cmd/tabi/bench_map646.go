@@ -63,7 +63,7 @@ It needs root, and tayga (Debian package) unless --tayga is 0.`,
 	c.Flags().IntVar(&o.Rounds, "rounds", 5, "interleaved rounds")
 	c.Flags().DurationVar(&o.Each, "each", 1500*time.Millisecond, "time of one measurement")
 	c.Flags().IntSliceVar(&o.Sizes, "mappings", []int{1, 30, 10_000, 1_000_000}, "service addresses of tabi")
-	c.Flags().IntVar(&o.Read, "statistics", 100_000, "service addresses of the way that is measured with and without a reader of its statistics; 0 leaves it out")
+	c.Flags().IntVar(&o.Read, "statistics", 100_000, "service addresses of tabi when it is measured with and without a reader of its statistics; 0 leaves it out")
 	c.Flags().IntVar(&o.Reads, "reads", 100, "how often they are read, a second")
 	c.Flags().IntSliceVar(&o.Tayga, "tayga", []int{1, 30, 10_000}, "static mappings of tayga, which takes long to read many; 0 leaves it out")
 	c.Flags().StringVar(&o.Original, "map646", "", "binary of the original map646")

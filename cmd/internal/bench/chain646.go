@@ -25,7 +25,6 @@ import (
 type way646 struct {
 	kind     string // wayPlain4 and so on
 	mappings int    // that the translator has; 0 = it is none
-	reads    int    // of its statistics, a second, while it is measured
 }
 
 // Kinds of ways.
@@ -34,7 +33,6 @@ const (
 	wayPlain6 = "plain6" // IPv6 is routed
 	wayLISP6  = "lisp6"  // tabi, an IPv6 client: encapsulated and not translated
 	wayTabi   = "tabi"
-	wayStill  = "statistics" // tabi, whose statistics are read, or not
 	wayTayga  = "tayga"
 	wayMap646 = "map646" // the original
 )
@@ -43,11 +41,7 @@ func (w way646) name() string {
 	if w.mappings == 0 {
 		return w.kind
 	}
-	name := fmt.Sprintf("%s/%d", w.kind, w.mappings)
-	if w.reads > 0 {
-		name += "+read"
-	}
-	return name
+	return fmt.Sprintf("%s/%d", w.kind, w.mappings)
 }
 
 // chain646 is client - front - back - server in four namespaces. The front is the translator, or a router where there
@@ -106,7 +100,7 @@ func (c *chain646) build(ctx context.Context, dir, tool string, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	if c.way.kind == wayTabi || c.way.kind == wayLISP6 || c.way.kind == wayStill {
+	if c.way.kind == wayTabi || c.way.kind == wayLISP6 {
 		c.pins = filepath.Join(dir, "front")
 		return errors.Join(c.tabiFront(ctx, c.pins, log), c.tabiBack(ctx, filepath.Join(dir, "back"), log))
 	}
@@ -127,7 +121,7 @@ func (c *chain646) build(ctx context.Context, dir, tool string, log *slog.Logger
 }
 
 func (c *chain646) links() error {
-	tag := strings.NewReplacer("/", "-", "+", "-").Replace(c.way.name())
+	tag := strings.ReplaceAll(c.way.name(), "/", "-")
 	for name, p := range map[string]**testnet.Namespace{"cl": &c.client, "front": &c.front, "back": &c.back, "srv": &c.srv} {
 		ns, err := testnet.NewNamespace(fmt.Sprintf("tabi-bench-%d-%s-%s", os.Getpid(), tag, name))
 		if err != nil {

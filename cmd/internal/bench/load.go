@@ -50,24 +50,52 @@ func pinned(cpu int, f func() error) error {
 	return f()
 }
 
+// load is traffic between a pair, which goes on until it is stopped.
+type load struct {
+	got  atomic.Uint64 // what has arrived, bytes or packets
+	stop func()
+}
+
+// rate is how much arrives a second, over d.
+func (l *load) rate(d time.Duration) float64 {
+	before, start := l.got.Load(), time.Now()
+	time.Sleep(d)
+	return float64(l.got.Load()-before) / time.Since(start).Seconds()
+}
+
 // tcp measures the goodput of n streams in bit/s, as the server reads it.
 func (p pair) tcp(n int, d time.Duration) (float64, error) {
+	l, err := p.loadTCP(n)
+	if err != nil {
+		return 0, err
+	}
+	defer l.stop()
+	time.Sleep(warmUp)
+	return l.rate(d) * 8, nil
+}
+
+// loadTCP is n streams, in bytes.
+func (p pair) loadTCP(n int) (_ *load, err error) {
 	var l *net.TCPListener
-	err := p.server.Do(func() (err error) {
+	err = p.server.Do(func() (err error) {
 		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.listen, benchPort)))
 		return err
 	})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer l.Close()
-	var got atomic.Uint64
 	var wg sync.WaitGroup
 	var conns []*net.TCPConn
-	defer wg.Wait()
-	defer func() {
+	out := &load{stop: func() {
 		for _, c := range conns {
 			c.Close()
+		}
+		wg.Wait()
+	}}
+	defer func() {
+		if err != nil {
+			out.stop()
 		}
 	}()
 	for range n {
@@ -80,23 +108,21 @@ func (p pair) tcp(n int, d time.Duration) (float64, error) {
 			return err
 		})
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
+		conns = append(conns, c)
 		s, err := l.AcceptTCP()
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		conns = append(conns, c, s)
+		conns = append(conns, s)
 	}
 	for i := 0; i < len(conns); i += 2 {
-		out, in := conns[i], conns[i+1]
-		wg.Go(func() { pinned(0, func() error { return stream(out, in, nil) }) })
-		wg.Go(func() { pinned(1, func() error { return stream(nil, in, &got) }) })
+		from, to := conns[i], conns[i+1]
+		wg.Go(func() { pinned(0, func() error { return stream(from, to, nil) }) })
+		wg.Go(func() { pinned(1, func() error { return stream(nil, to, &out.got) }) })
 	}
-	time.Sleep(warmUp)
-	before, start := got.Load(), time.Now()
-	time.Sleep(d)
-	return float64(got.Load()-before) * 8 / time.Since(start).Seconds(), nil
+	return out, nil
 }
 
 // stream writes to out for ever, or reads from in and counts, until the connection is closed. It uses
@@ -123,15 +149,27 @@ func stream(out, in *net.TCPConn, got *atomic.Uint64) error {
 
 // udpRate measures packets/s that arrive when the client sends as fast as it can.
 func (p pair) udpRate(size int, d time.Duration) (float64, error) {
-	in, out, err := p.udp()
+	l, err := p.loadUDP(size)
 	if err != nil {
 		return 0, err
 	}
+	defer l.stop()
+	time.Sleep(warmUp)
+	return l.rate(d), nil
+}
+
+// loadUDP is a client that sends as fast as it can, in packets.
+func (p pair) loadUDP(size int) (*load, error) {
+	in, out, err := p.udp()
+	if err != nil {
+		return nil, err
+	}
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer in.Close()
-	defer out.Close()
-	var got atomic.Uint64
+	l := &load{stop: func() {
+		out.Close()
+		in.Close()
+		wg.Wait()
+	}}
 	wg.Go(func() {
 		pinned(1, func() error {
 			pc := ipv4.NewPacketConn(in)
@@ -141,7 +179,7 @@ func (p pair) udpRate(size int, d time.Duration) (float64, error) {
 				if err != nil {
 					return err
 				}
-				got.Add(uint64(n))
+				l.got.Add(uint64(n))
 			}
 		})
 	})
@@ -156,10 +194,7 @@ func (p pair) udpRate(size int, d time.Duration) (float64, error) {
 			}
 		})
 	})
-	time.Sleep(warmUp)
-	before, start := got.Load(), time.Now()
-	time.Sleep(d)
-	return float64(got.Load()-before) / time.Since(start).Seconds(), nil
+	return l, nil
 }
 
 func batch(n, size int) []ipv4.Message {

@@ -23,7 +23,7 @@ type Map646Options struct {
 	Tayga     []int         // those of tayga; none: it is left out
 	Original  string        // binary of the original map646; "": it is left out
 	Originals []int         // its mappings
-	Read      int           // service addresses of the way that is measured with and without a reader of its statistics; 0: left out
+	Read      int           // service addresses of tabi when it is measured with and without a reader of its statistics; 0: left out
 	Reads     int           // a second
 	Reader    []string      // the command line, less the arguments that it is given, that runs a [Reader646]
 	Progress  func(string)  // told what is being done
@@ -60,9 +60,6 @@ func (o *Map646Options) ways() []way646 {
 	for _, n := range o.Sizes {
 		ways = append(ways, way646{kind: wayTabi, mappings: n})
 	}
-	if o.Read > 0 {
-		ways = append(ways, way646{kind: wayStill, mappings: o.Read}, way646{kind: wayStill, mappings: o.Read, reads: o.Reads})
-	}
 	for _, n := range o.Tayga {
 		ways = append(ways, way646{kind: wayTayga, mappings: n})
 	}
@@ -87,6 +84,7 @@ type Map646Way struct {
 // Map646 is the report of `tabi bench map646`.
 type Map646 struct {
 	Ways     []Map646Way          `json:"ways"`
+	Readings []Reading646         `json:"readings,omitempty"`
 	Programs []kernel.ProgramTime `json:"programs"`
 	Targets  []Target             `json:"targets"`
 }
@@ -124,11 +122,7 @@ func RunMap646(ctx context.Context, o Map646Options) (m *Map646, err error) {
 	for round := range o.Rounds {
 		for i, c := range chains {
 			o.Progress(fmt.Sprintf("round %d of %d: %s", round+1, o.Rounds, c.way.name()))
-			stop, err := c.readStatistics(o.Reader)
-			if err == nil {
-				err = errors.Join(c.pair().measure(ctx, o.Each, m.Ways[i].Samples), stop())
-			}
-			if err != nil {
+			if err := c.pair().measure(ctx, o.Each, m.Ways[i].Samples); err != nil {
 				return nil, fmt.Errorf("bench: %s: %w", c.way.name(), err)
 			}
 		}
@@ -138,12 +132,37 @@ func RunMap646(ctx context.Context, o Map646Options) (m *Map646, err error) {
 			m.Ways[i].Ratios[x.Name] = m.Ways[i].Samples[x.Name].Median / m.Ways[0].Samples[x.Name].Median
 		}
 	}
+	if o.Read > 0 {
+		if m.Readings, err = o.readings(ctx, filepath.Join(dir, "read")); err != nil {
+			return nil, err
+		}
+	}
 	o.Progress("cost of each program")
 	if m.Programs, err = kernel.TranslationCost(ctx, o.Sizes...); err != nil {
 		return nil, fmt.Errorf("bench: programs: %w", err)
 	}
 	m.Targets = m.targets()
 	return m, nil
+}
+
+// readingPairs is how often each load is measured with and without a reader, for each round of the rest.
+const readingPairs = 4
+
+func (o *Map646Options) readings(ctx context.Context, dir string) (out []Reading646, err error) {
+	w := way646{kind: wayTabi, mappings: o.Read}
+	o.Progress(fmt.Sprintf("%s, statistics read %d times a second", w.name(), o.Reads))
+	c, err := newChain646(ctx, w, dir, "", o.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.close()) }()
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
+	if out, err = c.readStatistics(ctx, readingPairs*o.Rounds, Reader646{c.pins, o.Read, o.Reads}, o.Reader); err != nil {
+		return nil, fmt.Errorf("bench: %s: statistics: %w", w.name(), err)
+	}
+	return out, nil
 }
 
 // of are the ways of a kind.
@@ -174,11 +193,9 @@ func (m *Map646) targets() []Target {
 		list = append(list, Target{Name: "packets/s: " + first.Way + " over " + last.Way, Want: 1.2,
 			Got: first.Samples["udp64"].Median / last.Samples["udp64"].Median, AtMost: true})
 	}
-	if read := m.of(wayStill); len(read) == 2 {
-		for _, x := range metrics[:3] {
-			list = append(list, Target{Name: x.Name + ": " + read[1].Way + " over " + read[0].Way, Want: 0.98,
-				Got: read[1].Samples[x.Name].Median / read[0].Samples[x.Name].Median})
-		}
+	for _, r := range m.Readings {
+		list = append(list, Target{Name: r.Metric + ": statistics read over not read", Want: 0.98, Got: r.Ratio.Median},
+			Target{Name: r.Metric + ": part of the processors that reading takes", Want: 0.02, Got: r.Processors.Median, AtMost: true})
 	}
 	for _, p := range m.Programs {
 		if n := len(p.Cost); n > 1 {
@@ -210,8 +227,25 @@ func (m *Map646) Write(w io.Writer) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
+	if err := writeReadings(w, m.Readings); err != nil {
+		return err
+	}
 	if err := writePrograms(w, "service addresses", m.Programs); err != nil {
 		return err
 	}
 	return writeTargets(w, m.Targets)
+}
+
+func writeReadings(w io.Writer, rs []Reading646) error {
+	if len(rs) == 0 {
+		return nil
+	}
+	fmt.Fprintf(w, "\nWhile the statistics of %d service addresses are read, over a second before or after; median, with the least and the most\n", rs[0].Mappings)
+	tw := tabwriter.NewWriter(w, 2, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tw, "\twhat passes\tprocessors that the reader takes\t")
+	for _, r := range rs {
+		fmt.Fprintf(tw, "%s\t%.3f (%.2f..%.2f)\t%.4f (%.4f..%.4f)\t\n", r.Metric, r.Ratio.Median, r.Ratio.Min, r.Ratio.Max,
+			r.Processors.Median, r.Processors.Min, r.Processors.Max)
+	}
+	return tw.Flush()
 }

@@ -40,7 +40,7 @@ func TestMap646Chain(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c, err := newChain646(ctx, way646{kind: wayStill, mappings: 3, reads: 100}, t.TempDir(), "", slog.New(slog.DiscardHandler))
+	c, err := newChain646(ctx, way646{kind: wayTabi, mappings: 3}, t.TempDir(), "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,15 +49,17 @@ func TestMap646Chain(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	stop, err := c.readStatistics([]string{os.Args[0], readerArg})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if err := c.check(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := stop(); err != nil {
+	read, err := c.readStatistics(ctx, 1, Reader646{c.pins, 3, 100}, []string{os.Args[0], readerArg})
+	if err != nil {
 		t.Fatal(err)
+	}
+	for _, r := range read {
+		if r.Ratio.Median <= 0 || r.Processors.Median <= 0 || r.Processors.Median > 1 {
+			t.Errorf("%s: %+v, %+v", r.Metric, r.Ratio, r.Processors)
+		}
 	}
 	for {
 		all, err := c.planes[0].ServiceCounters()
@@ -116,8 +118,8 @@ func TestMap646Report(t *testing.T) {
 		return w
 	}
 	m := &Map646{
-		Ways: []Map646Way{way("plain4", wayPlain4, 0, 100), way("tabi/1", wayTabi, 1, 96), way("tabi/30", wayTabi, 30, 90), way("tayga/1", wayTayga, 1, 6),
-			way("statistics/9", wayStill, 9, 96), way("statistics/9+read", wayStill, 9, 90)},
+		Ways:     []Map646Way{way("plain4", wayPlain4, 0, 100), way("tabi/1", wayTabi, 1, 96), way("tabi/30", wayTabi, 30, 90), way("tayga/1", wayTayga, 1, 6)},
+		Readings: []Reading646{{Mappings: 9, Metric: "udp64", Ratio: &Sample{Median: 0.97}, Processors: &Sample{Median: 0.01}}},
 		Programs: []kernel.ProgramTime{{Program: "4 to 6", Cost: []kernel.ProgramCostAt{{Mappings: 1, Nanoseconds: 100}, {Mappings: 30, Nanoseconds: 130}}}},
 	}
 	m.Targets = m.targets()
@@ -126,12 +128,13 @@ func TestMap646Report(t *testing.T) {
 		met[x.Name] = x.Met
 	}
 	for name, want := range map[string]bool{
-		"tabi/1: udp64 over plain IPv4 routing":          true,
-		"tabi/1: median latency over plain IPv4 routing": true,
-		"tabi/1: tcp1 over tayga/1":                      true, // 16 times
-		"packets/s: tabi/1 over tabi/30":                 true,
-		"udp64: statistics/9+read over statistics/9":     false,
-		"4 to 6: ns per packet, 30 over 1":               false,
+		"tabi/1: udp64 over plain IPv4 routing":            true,
+		"tabi/1: median latency over plain IPv4 routing":   true,
+		"tabi/1: tcp1 over tayga/1":                        true, // 16 times
+		"packets/s: tabi/1 over tabi/30":                   true,
+		"udp64: statistics read over not read":             false,
+		"udp64: part of the processors that reading takes": true,
+		"4 to 6: ns per packet, 30 over 1":                 false,
 	} {
 		if got, ok := met[name]; !ok || got != want {
 			t.Errorf("%s: met %v (%v), want %v", name, got, ok, want)
@@ -141,7 +144,7 @@ func TestMap646Report(t *testing.T) {
 	if err := m.Write(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"tabi/30", "[0.96]", "by service addresses in the table", "missed"} {
+	for _, want := range []string{"tabi/30", "[0.96]", "by service addresses in the table", "statistics of 9", "missed"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the report has no %q:\n%s", want, b.String())
 		}

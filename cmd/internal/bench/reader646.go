@@ -9,13 +9,17 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tabi-lisp/tabi/testnet"
 	"github.com/tabi-lisp/tabi/xtr/fib"
 	"github.com/tabi-lisp/tabi/xtr/kernel"
 )
@@ -102,36 +106,147 @@ func (r Reader646) read(ctx context.Context, dp *kernel.DataPlane, out io.Writer
 	}
 }
 
-// readStatistics has another process read the statistics, as often as the way says, until the function that it returns
-// is called. reader is its command line, without what a [Reader646] adds.
-func (c *chain646) readStatistics(reader []string) (stop func() error, err error) {
-	if c.way.reads == 0 {
-		return func() error { return nil }, nil
-	}
-	args := append(reader[1:len(reader):len(reader)], Reader646{c.pins, c.way.mappings, c.way.reads}.args()...)
-	cmd := exec.Command(reader[0], args...)
-	in, err := cmd.StdinPipe()
+// reading is a process that reads statistics. It stands still at first.
+type reading struct {
+	cmd  *exec.Cmd
+	in   io.Closer
+	said bytes.Buffer // what it complained of
+}
+
+// startReading starts the process; command is its command line, without what r adds. It has read once when it is returned.
+func startReading(ns *testnet.Namespace, command []string, r Reader646) (*reading, error) {
+	p := &reading{cmd: exec.Command(command[0], slices.Concat(command[1:], r.args())...)}
+	p.cmd.Stderr = &p.said
+	in, err := p.cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	out, err := cmd.StdoutPipe()
+	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	if err := c.front.Do(cmd.Start); err != nil {
+	p.in = in
+	if err := ns.Do(p.cmd.Start); err != nil {
 		return nil, fmt.Errorf("reader of the statistics: %w", err)
 	}
-	stop = func() error {
-		_ = in.Close() // it may have ended
-		if err := cmd.Wait(); err != nil {
-			return fmt.Errorf("reader of the statistics: %w: %s", err, said.Bytes())
-		}
-		return nil
-	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		return nil, errors.Join(fmt.Errorf("reader of the statistics said %q: %w", line, err), stop())
+		return nil, errors.Join(fmt.Errorf("reader of the statistics said %q: %w", line, err), p.end())
 	}
-	return stop, nil
+	if err := p.stand(true); err != nil {
+		return nil, errors.Join(err, p.end())
+	}
+	return p, nil
+}
+
+// stand has the process stand still, or go on.
+func (p *reading) stand(still bool) error {
+	if still {
+		return p.cmd.Process.Signal(unix.SIGSTOP)
+	}
+	return p.cmd.Process.Signal(unix.SIGCONT)
+}
+
+// used is the processor time that the process has had.
+func (p *reading) used() (time.Duration, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	var sum time.Duration
+	for _, t := range tasks {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			return 0, err
+		}
+		var ns int64
+		if _, err := fmt.Sscan(string(b), &ns); err != nil {
+			return 0, fmt.Errorf("%s: %w", t, err)
+		}
+		sum += time.Duration(ns)
+	}
+	return sum, nil
+}
+
+func (p *reading) end() error {
+	_ = p.stand(false) // it may have ended
+	_ = p.in.Close()
+	if err := p.cmd.Wait(); err != nil {
+		return fmt.Errorf("reader of the statistics: %w: %s", err, p.said.Bytes())
+	}
+	return nil
+}
+
+// Reading646 is what it costs that statistics are read.
+type Reading646 struct {
+	Mappings int     `json:"mappings"`
+	Metric   string  `json:"metric"` // of the load
+	Ratio    *Sample `json:"ratio"`  // of what passes while they are read, to what passes a second before or after
+	// Processors is the part of the machine's processors, under load, that the reader has had.
+	Processors *Sample `json:"processors"`
+}
+
+// readingSlice is how long one load is measured with the reader, and then without: not longer, or the machine is another
+// one meanwhile, and not shorter than the age that statistics may have.
+const readingSlice = time.Second
+
+// readStatistics measures loads with and without a reader of the statistics, in turn.
+func (c *chain646) readStatistics(ctx context.Context, pairs int, r Reader646, command []string) (out []Reading646, err error) {
+	reader, err := startReading(c.front, command, r)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, reader.end()) }()
+	for _, m := range []struct {
+		name  string
+		start func() (*load, error)
+	}{
+		{"tcp1", func() (*load, error) { return c.pair().loadTCP(1) }},
+		{"tcp4", func() (*load, error) { return c.pair().loadTCP(4) }},
+		{"udp64", func() (*load, error) { return c.pair().loadUDP(64) }},
+	} {
+		x := Reading646{Mappings: r.Mappings, Metric: m.name, Ratio: &Sample{}, Processors: &Sample{}}
+		l, err := m.start()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
+		}
+		time.Sleep(warmUp)
+		for i := 0; i < pairs && ctx.Err() == nil && err == nil; i++ {
+			err = reader.pair(l, i%2 == 0, &x)
+		}
+		l.stop()
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}
+
+// pair measures a load with the reader and without, in this order or the other.
+func (p *reading) pair(l *load, first bool, into *Reading646) error {
+	var with, without float64
+	for _, read := range []bool{first, !first} {
+		if !read {
+			without = l.rate(readingSlice)
+			continue
+		}
+		before, err := p.used()
+		if err != nil {
+			return err
+		}
+		if err := p.stand(false); err != nil {
+			return err
+		}
+		with = l.rate(readingSlice)
+		if err := p.stand(true); err != nil {
+			return err
+		}
+		after, err := p.used()
+		if err != nil {
+			return err
+		}
+		into.Processors.add(float64(after-before) / float64(readingSlice) / float64(runtime.NumCPU()))
+	}
+	into.Ratio.add(with / without)
+	return nil
 }
