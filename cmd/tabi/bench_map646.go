@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tabi-lisp/tabi/cmd/internal/bench"
+	"github.com/tabi-lisp/tabi/detr"
+	"github.com/tabi-lisp/tabi/xtr/fib"
 )
 
 func newBenchMap646Command() *cobra.Command {
@@ -85,7 +88,20 @@ func newReadStatisticsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return r.Run(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), quietLog(cmd))
+			return r.Run(cmd.Context(), tableOfServices, cmd.InOrStdin(), cmd.OutOrStdout(), quietLog(cmd))
 		},
+	}
+}
+
+// tableOfServices answers as `tabi detr` does.
+func tableOfServices(services []fib.Service, counts func() ([]fib.ServiceCount, error)) bench.Answer {
+	states := make([]detr.ServiceState, len(services))
+	for i, s := range services {
+		states[i].Service = s
+	}
+	s := &serviceStatistics{counts: counts, list: func(uint64) (uint64, []detr.ServiceState) { return 1, states }}
+	return func(ctx context.Context) error {
+		_, err := s.Table(ctx)
+		return err
 	}
 }

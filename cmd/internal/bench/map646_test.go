@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tabi-lisp/tabi/testnet"
+	"github.com/tabi-lisp/tabi/xtr/fib"
 	"github.com/tabi-lisp/tabi/xtr/kernel"
 )
 
@@ -24,11 +25,22 @@ func TestMain(m *testing.M) {
 	}
 	r, err := ParseReader646(os.Args[2:])
 	if err == nil {
-		err = r.Run(context.Background(), os.Stdin, os.Stdout, slog.New(slog.DiscardHandler))
+		err = r.Run(context.Background(), checkCounts, os.Stdin, os.Stdout, slog.New(slog.DiscardHandler))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+}
+
+// checkCounts checks that there is a count for every service.
+func checkCounts(services []fib.Service, counts func() ([]fib.ServiceCount, error)) Answer {
+	return func(context.Context) error {
+		all, err := counts()
+		if err == nil && len(all) != len(services) {
+			err = fmt.Errorf("%d counts of %d services", len(all), len(services))
+		}
+		return err
 	}
 }
 

@@ -4,14 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -52,9 +49,14 @@ func ParseReader646(args []string) (r Reader646, err error) {
 	return r, nil
 }
 
-// Run reads what every service has translated and writes what is new as JSON, until there is nothing more to read from
-// in. Having read once it says so on out. It must be called on a thread in the namespace of the data plane.
-func (r Reader646) Run(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logger) error {
+// Answer is what a D-ETR does when it is asked for its statistics, given its services in order and what the data plane has
+// counted.
+type Answer func(context.Context) error
+
+// Run asks for the statistics until there is nothing more to read from in. Having asked once it says so on out. It must be
+// called on a thread in the namespace of the data plane.
+func (r Reader646) Run(ctx context.Context, answer func([]fib.Service, func() ([]fib.ServiceCount, error)) Answer, in io.Reader, out io.Writer,
+	log *slog.Logger) error {
 	dp, err := kernel.Open(front646(r.Pins, r.Mappings), log)
 	if err != nil {
 		return err
@@ -65,43 +67,21 @@ func (r Reader646) Run(ctx context.Context, in io.Reader, out io.Writer, log *sl
 		defer cancel()
 		_, _ = io.Copy(io.Discard, in) // however it ends
 	}()
-	// As the daemon does: on a thread that runs when nobody else wants to. It ends with the goroutine.
-	failed := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
-		failed <- r.read(ctx, dp, out)
-	}()
-	return <-failed
-}
-
-func (r Reader646) read(ctx context.Context, dp *kernel.DataPlane, out io.Writer) error {
-	tick := time.NewTicker(time.Second / time.Duration(r.Reads))
-	defer tick.Stop()
-	var last *fib.ServiceCount
-	for {
-		all, err := dp.ServiceCounters()
-		if err != nil {
-			return fmt.Errorf("bench: statistics: %w", err)
-		}
-		if len(all) != r.Mappings {
-			return fmt.Errorf("bench: statistics of %d services, want %d", len(all), r.Mappings)
-		}
-		if &all[0] != last {
-			if err := json.NewEncoder(io.Discard).Encode(all); err != nil {
-				return fmt.Errorf("bench: statistics: %w", err)
-			}
-			if last == nil {
-				if _, err := fmt.Fprintln(out, "ready"); err != nil {
-					return err
-				}
-			}
-			last = &all[0]
-		}
+	asked := answer(services646(r.Mappings), dp.ServiceCounters)
+	if err := asked(ctx); err != nil {
+		return fmt.Errorf("bench: statistics: %w", err)
+	}
+	if _, err := fmt.Fprintln(out, "ready"); err != nil {
+		return err
+	}
+	for tick := time.NewTicker(time.Second / time.Duration(r.Reads)); ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		if err := asked(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("bench: statistics: %w", err)
 		}
 	}
 }
@@ -146,25 +126,14 @@ func (p *reading) stand(still bool) error {
 	return p.cmd.Process.Signal(unix.SIGCONT)
 }
 
-// used is the processor time that the process has had.
+// used is the processor time that the process has had, that of threads that have ended as well.
 func (p *reading) used() (time.Duration, error) {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
+	const cpuClock = 2 // of a process by its pid, as clock_getcpuclockid(3) makes it
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^p.cmd.Process.Pid<<3|cpuClock), &t); err != nil {
+		return 0, fmt.Errorf("processor time of the reader: %w", err)
 	}
-	var sum time.Duration
-	for _, t := range tasks {
-		b, err := os.ReadFile(t)
-		if err != nil {
-			return 0, err
-		}
-		var ns int64
-		if _, err := fmt.Sscan(string(b), &ns); err != nil {
-			return 0, fmt.Errorf("%s: %w", t, err)
-		}
-		sum += time.Duration(ns)
-	}
-	return sum, nil
+	return time.Duration(t.Nano()), nil
 }
 
 func (p *reading) end() error {
