@@ -159,7 +159,7 @@ func (o *Map646Options) readings(ctx context.Context, dir string) (out []Reading
 	if err := c.check(ctx); err != nil {
 		return nil, err
 	}
-	if out, err = c.readStatistics(ctx, readingPairs*o.Rounds, Reader646{c.pins, o.Read, o.Reads}, o.Reader); err != nil {
+	if out, err = c.readStatistics(ctx, readingPairs*o.Rounds, readingSlice, Reader646{c.pins, o.Read, o.Reads}, o.Reader); err != nil {
 		return nil, fmt.Errorf("bench: %s: statistics: %w", w.name(), err)
 	}
 	return out, nil

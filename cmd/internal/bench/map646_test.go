@@ -64,7 +64,7 @@ func TestMap646Chain(t *testing.T) {
 	if err := c.check(ctx); err != nil {
 		t.Fatal(err)
 	}
-	read, err := c.readStatistics(ctx, 1, Reader646{c.pins, 3, 100}, []string{os.Args[0], readerArg})
+	read, err := c.readStatistics(ctx, 1, 100*time.Millisecond, Reader646{c.pins, 3, 100}, []string{os.Args[0], readerArg})
 	if err != nil {
 		t.Fatal(err)
 	}

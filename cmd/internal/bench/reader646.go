@@ -158,8 +158,8 @@ type Reading646 struct {
 // one meanwhile, and not shorter than the age that statistics may have.
 const readingSlice = time.Second
 
-// readStatistics measures loads with and without a reader of the statistics, in turn.
-func (c *chain646) readStatistics(ctx context.Context, pairs int, r Reader646, command []string) (out []Reading646, err error) {
+// readStatistics measures loads with and without a reader of the statistics, in turn, each time for a slice.
+func (c *chain646) readStatistics(ctx context.Context, pairs int, slice time.Duration, r Reader646, command []string) (out []Reading646, err error) {
 	reader, err := startReading(c.front, command, r)
 	if err != nil {
 		return nil, err
@@ -180,7 +180,7 @@ func (c *chain646) readStatistics(ctx context.Context, pairs int, r Reader646, c
 		}
 		time.Sleep(warmUp)
 		for i := 0; i < pairs && ctx.Err() == nil && err == nil; i++ {
-			err = reader.pair(l, i%2 == 0, &x)
+			err = reader.pair(l, slice, i%2 == 0, &x)
 		}
 		l.stop()
 		if err := errors.Join(err, ctx.Err()); err != nil {
@@ -192,11 +192,11 @@ func (c *chain646) readStatistics(ctx context.Context, pairs int, r Reader646, c
 }
 
 // pair measures a load with the reader and without, in this order or the other.
-func (p *reading) pair(l *load, first bool, into *Reading646) error {
+func (p *reading) pair(l *load, slice time.Duration, first bool, into *Reading646) error {
 	var with, without float64
 	for _, read := range []bool{first, !first} {
 		if !read {
-			without = l.rate(readingSlice)
+			without = l.rate(slice)
 			continue
 		}
 		before, err := p.used()
@@ -206,7 +206,7 @@ func (p *reading) pair(l *load, first bool, into *Reading646) error {
 		if err := p.stand(false); err != nil {
 			return err
 		}
-		with = l.rate(readingSlice)
+		with = l.rate(slice)
 		if err := p.stand(true); err != nil {
 			return err
 		}
@@ -214,7 +214,7 @@ func (p *reading) pair(l *load, first bool, into *Reading646) error {
 		if err != nil {
 			return err
 		}
-		into.Processors.add(float64(after-before) / float64(readingSlice) / float64(runtime.NumCPU()))
+		into.Processors.add(float64(after-before) / float64(slice) / float64(runtime.NumCPU()))
 	}
 	into.Ratio.add(with / without)
 	return nil
