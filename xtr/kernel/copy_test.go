@@ -147,10 +147,11 @@ func TestGivenBefore(t *testing.T) {
 }
 
 // TestGivenBeforeAnyoneReads: what the host has said to an interface before it was a port, and what it says afterwards,
-// lies there until the VM runs, and counts; also where no queueing discipline has counted it.
+// lies there until the VM runs, and counts; also where no queueing discipline has counted it, or there was no room for all.
 func TestGivenBeforeAnyoneReads(t *testing.T) {
-	for _, plain := range []bool{false, true} {
-		t.Run(map[bool]string{false: "with a queueing discipline", true: "without"}[plain], func(t *testing.T) {
+	for _, how := range []string{"with a queueing discipline", "without", "without room for all"} {
+		t.Run(how, func(t *testing.T) {
+			plain := how == "without"
 			l := newLab(t)
 			fresh := l.tap("tap1", gatewayMAC.String(), tapOffload)
 			if plain {
@@ -159,11 +160,16 @@ func TestGivenBeforeAnyoneReads(t *testing.T) {
 			}
 			l.must(l.nl.LinkSetDown(l.link("tap1")))
 			l.sysctl("ipv6/conf/tap1/addr_gen_mode", "0") // it tells its neighbors its multicast groups
+			if how == "without room for all" {
+				l.must(l.nl.LinkSetTxQLen(l.link("tap1"), 2))
+			}
 			l.must(l.nl.LinkSetUp(l.link("tap1")))
 			s := l.packet("tap1")
 			say := func() { s.send(udp(gatewayMAC, vmMAC, header{src: farEID.v4, dst: vmEID.v4}, 1, 2, nil)) }
-			if !plain {
-				say()
+			for range 4 {
+				if !plain { // that would not count them
+					say()
+				}
 			}
 			time.Sleep(20 * time.Millisecond)
 			var port uint16
@@ -178,8 +184,12 @@ func TestGivenBeforeAnyoneReads(t *testing.T) {
 			}
 			given, err := l.d.PortCounters(port)
 			l.must(err)
-			if n := l.readOf("tap1"); n < 2 || given.Given != n {
-				t.Fatalf("%d given, %d read", given.Given, n)
+			st := l.link("tap1").Attrs().Statistics
+			if (st.TxDropped > 0) != (how == "without room for all") {
+				t.Errorf("%d dropped", st.TxDropped)
+			}
+			if n := st.TxPackets + st.TxDropped; n < 2 || given.Given != n {
+				t.Fatalf("%d given, %d read or dropped", given.Given, n)
 			}
 		})
 	}

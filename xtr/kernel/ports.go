@@ -128,8 +128,10 @@ func (t *portTable) attach(ifindex int, o Port) (uint16, error) {
 	}
 	if !known {
 		sent, err := t.d.sent(ifindex)
-		if err == nil && sent == 0 {
-			sent, err = t.d.waiting(link)
+		if st := link.Attrs().Statistics; err == nil && st != nil && st.TxPackets == 0 {
+			var said uint64
+			said, err = t.d.waiting(link)
+			sent = max(sent, said) // sent has only what was dropped
 		}
 		if err == nil {
 			err = t.rebase(n, sent)
@@ -165,7 +167,7 @@ func (d *DataPlane) sent(ifindex int) (n uint64, err error) {
 	return link.Attrs().Statistics.TxPackets + link.Attrs().Statistics.TxDropped, nil
 }
 
-// waiting is how many packets an interface was given that nobody has read from yet: the host itself speaks to it as soon as
+// waiting is how many packets an interface was given, those included that it dropped, that nobody has read from yet: the host itself speaks to it as soon as
 // it is up, before it is a port, and the VM gets that first when it runs. Its queueing discipline has counted them, unless
 // it has none, as libvirt makes it; then what the host has said over IPv6 is what there is. It must be called on a thread
 // in the namespace.

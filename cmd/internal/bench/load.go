@@ -63,15 +63,21 @@ func (l *load) rate(d time.Duration) float64 {
 	return float64(l.got.Load()-before) / time.Since(start).Seconds()
 }
 
-// tcp measures the goodput of n streams in bit/s, as the server reads it.
-func (p pair) tcp(n int, d time.Duration) (float64, error) {
-	l, err := p.loadTCP(n)
-	if err != nil {
-		return 0, err
+// kindOfLoad is a load that can be started.
+type kindOfLoad struct {
+	metric string
+	factor float64
+	start  func() (*load, error)
+}
+
+// loads are those whose rate is measured: by metric, with the factor from what arrives to the metric's unit.
+func (p pair) loads() []kindOfLoad {
+	return []kindOfLoad{
+		{"tcp1", 8, func() (*load, error) { return p.loadTCP(1) }},
+		{"tcp4", 8, func() (*load, error) { return p.loadTCP(4) }},
+		{"udp64", 1, func() (*load, error) { return p.loadUDP(64) }},
+		{"udp1400", 1, func() (*load, error) { return p.loadUDP(1400) }},
 	}
-	defer l.stop()
-	time.Sleep(warmUp)
-	return l.rate(d) * 8, nil
 }
 
 // loadTCP is n streams, in bytes.
@@ -145,17 +151,6 @@ func stream(out, in *net.TCPConn, got *atomic.Uint64) error {
 			return err
 		}
 	}
-}
-
-// udpRate measures packets/s that arrive when the client sends as fast as it can.
-func (p pair) udpRate(size int, d time.Duration) (float64, error) {
-	l, err := p.loadUDP(size)
-	if err != nil {
-		return 0, err
-	}
-	defer l.stop()
-	time.Sleep(warmUp)
-	return l.rate(d), nil
 }
 
 // loadUDP is a client that sends as fast as it can, in packets.
@@ -280,23 +275,17 @@ func (p pair) latency(d time.Duration) (median, p99 time.Duration, err error) {
 
 // measure adds one figure of each of the metrics to samples.
 func (p pair) measure(ctx context.Context, each time.Duration, into map[string]*Sample) error {
-	for _, m := range []struct {
-		name string
-		run  func() (float64, error)
-	}{
-		{"tcp1", func() (float64, error) { return p.tcp(1, each) }},
-		{"tcp4", func() (float64, error) { return p.tcp(4, each) }},
-		{"udp64", func() (float64, error) { return p.udpRate(64, each) }},
-		{"udp1400", func() (float64, error) { return p.udpRate(1400, each) }},
-	} {
+	for _, m := range p.loads() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		v, err := m.run()
+		l, err := m.start()
 		if err != nil {
-			return fmt.Errorf("%s: %w", m.name, err)
+			return fmt.Errorf("%s: %w", m.metric, err)
 		}
-		into[m.name].add(v)
+		time.Sleep(warmUp)
+		into[m.metric].add(l.rate(each) * m.factor)
+		l.stop()
 	}
 	median, p99, err := p.latency(each)
 	if err != nil {

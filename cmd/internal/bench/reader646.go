@@ -165,18 +165,11 @@ func (c *chain646) readStatistics(ctx context.Context, pairs int, slice time.Dur
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, reader.end()) }()
-	for _, m := range []struct {
-		name  string
-		start func() (*load, error)
-	}{
-		{"tcp1", func() (*load, error) { return c.pair().loadTCP(1) }},
-		{"tcp4", func() (*load, error) { return c.pair().loadTCP(4) }},
-		{"udp64", func() (*load, error) { return c.pair().loadUDP(64) }},
-	} {
-		x := Reading646{Mappings: r.Mappings, Metric: m.name, Ratio: &Sample{}, Processors: &Sample{}}
+	for _, m := range c.pair().loads() {
+		x := Reading646{Mappings: r.Mappings, Metric: m.metric, Ratio: &Sample{}, Processors: &Sample{}}
 		l, err := m.start()
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", m.name, err)
+			return nil, fmt.Errorf("%s: %w", m.metric, err)
 		}
 		time.Sleep(warmUp)
 		for i := 0; i < pairs && ctx.Err() == nil && err == nil; i++ {
@@ -184,7 +177,7 @@ func (c *chain646) readStatistics(ctx context.Context, pairs int, slice time.Dur
 		}
 		l.stop()
 		if err := errors.Join(err, ctx.Err()); err != nil {
-			return nil, fmt.Errorf("%s: %w", m.name, err)
+			return nil, fmt.Errorf("%s: %w", m.metric, err)
 		}
 		out = append(out, x)
 	}

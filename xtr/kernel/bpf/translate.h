@@ -16,14 +16,14 @@ struct frag6 {
 	be32 id;
 };
 
-/* never_forwarded: multicast, broadcast, link-local, loopback, unspecified and IPv4-mapped addresses. */
+/* never_forwarded: multicast, broadcast, link-local, loopback and unspecified addresses. */
 static __always_inline int never_forwarded(const union addr *a, u8 v6)
 {
 	if (v6) {
 		u32 first = bpf_ntohl(a->w[0]);
 
 		return (first >> 24) == 0xff || (first & 0xffc00000) == 0xfe800000 ||
-		       (a->d[0] == 0 && (a->w[2] == bpf_htonl(0xffff) || (a->w[2] == 0 && (a->w[3] & ~bpf_htonl(1)) == 0)));
+		       (a->d[0] == 0 && a->w[2] == 0 && (a->w[3] & ~bpf_htonl(1)) == 0);
 	} else {
 		u32 v4 = bpf_ntohl(a->w[3]);
 
